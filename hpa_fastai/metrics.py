@@ -17,7 +17,7 @@ from .labels import DataError, LABELS
 # %% ../nbs/08_metrics.ipynb #3a85cb68
 def _matrix(x, name):
     "`x` as a float array of (images, classes); raises `DataError`"
-    x = np.asarray(x.detach().cpu().float() if hasattr(x, 'detach') else x)
+    x = np.asarray(x.detach().cpu().float() if hasattr(x, 'detach') else x, float)
     if x.ndim != 2: raise DataError(f'{name} has the shape {x.shape}; expected (images, classes)')
     if not np.isfinite(x).all(): raise DataError(f'{name}: row {np.flatnonzero(~np.isfinite(x).all(1))[0]} is not finite; predict it again')
     return x
