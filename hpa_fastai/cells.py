@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CELL_LINES', 'INTERPHASE', 'METAPHASE', 'DAUGHTER', 'clouds', 'splat', 'scatter', 'grow', 'dense', 'CellLine',
-           'Frame', 'place_cells', 'outline', 'draw_frame', 'microtubules', 'spindle', 'bridge', 'reticulum', 'stains']
+           'Frame', 'place_cells', 'waves', 'holds', 'draw_frame', 'microtubules', 'spindle', 'bridge', 'reticulum',
+           'stains']
 
 # %% ../nbs/01_cells.ipynb #cadaf09d
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ def grow(
     heading, # (n,) their first direction, in radians
     length, # (n,) how far they go, in µm
     wiggle, # Change of direction, in radians per √µm
-    inside, # (size, size) int: a strand stops on leaving the number it began in
+    inside, # (size, size) int: a strand stops on leaving the number it began in; none lives in 0
     um, # µm per pixel
     wall=None, # (2, size, size): a push (x, y) away from walls, at most 1
     step=.8 # µm between turns
@@ -74,11 +75,12 @@ def grow(
     turns = rng.standard_normal((steps, n), dtype=np.float32)*wiggle*step**.5
     cos, sin = np.cos(turns), np.sin(turns)
     def pixel(pos): return tuple(np.clip(pos[:,::-1]/um, 0, size - 1).astype(np.int32).T)
-    home, alive = inside[pixel(pos)], np.ones(n, bool)
+    home = inside[pixel(pos)]
+    alive = home > 0
     points, exist = np.empty((steps, n, 2), np.float32), np.empty((steps, n), bool)
     for i in range(steps):
         at = pixel(pos)
-        alive &= (inside[at] == home) & (i*step < length)
+        alive &= (inside[at] == home) & (i*step < length) & (pos > 0).all(1) & (pos < size*um).all(1)
         points[i], exist[i] = pos, alive
         dirs = np.stack([dirs[:,0]*cos[i] - dirs[:,1]*sin[i], dirs[:,0]*sin[i] + dirs[:,1]*cos[i]], 1)
         if wall is not None:
@@ -110,14 +112,14 @@ class CellLine:
     nucleus: tuple # Longer half-axis of the nucleus, µm
     spread: tuple # From nucleus to the cell's edge, µm
     stretch: tuple # Length over width of the cell
-    lobes: tuple # Number of protrusions
+    holds: tuple # Number of points that hold the cell; none for round cells
     area: tuple # µm² of the field for each cell
     rough: float # Depth of the nucleus' dents, share of its radius
 
-CELL_LINES = dict(spread =CellLine((6., 10.5), (7., 18.), (1., 1.8), (2, 6), (1300, 3400), .04),
-                  spindle=CellLine((5.5, 9.5), (5., 10.), (1.8, 3.4), (1, 3), (1300, 3000), .03),
-                  island =CellLine((5., 8.5), (7., 14.), (1., 1.5), (0, 3), (500, 1000), .06),
-                  round  =CellLine((4.5, 7.), (2., 5.), (1., 1.4), (0, 5), (350, 900), .10))
+CELL_LINES = dict(spread =CellLine((6.5, 11.), (9., 20.), (1., 1.9), (3, 6), (1300, 3400), .035),
+                  spindle=CellLine((6., 10.), (6., 12.), (1.8, 3.4), (2, 4), (1300, 3000), .03),
+                  island =CellLine((5., 9.), (7., 14.), (1., 1.6), (5, 8), (450, 1000), .05),
+                  round  =CellLine((4.5, 7.5), (2., 5.), (1., 1.4), (), (350, 900), .07))
 
 # %% ../nbs/01_cells.ipynb #07abfc11
 INTERPHASE, METAPHASE, DAUGHTER = 0, 1, 2
@@ -150,11 +152,11 @@ class Frame:
     @cached_property
     def rim(self): return np.where(self.nuclei > 0, -_inside(self.nuclei > 0, self.um), _inside(self.nuclei == 0, self.um)) # µm from the nucleus, negative inside
     @cached_property
-    def wall(self): # a push away from the borders of the cytoplasm, 1 at the border and 0 from 3 µm on
+    def wall(self): # a push away from the borders of the cytoplasm, 1 at the border and 0 from 2 µm on
         d = _inside(_apart(self.cells) & (self.nuclei == 0), self.um)
         smooth = self.blur(d, .5)
         slope = np.stack([cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)])
-        return slope/np.maximum(np.hypot(*slope), 1e-6)*np.clip(1 - d/3, 0, 1)*self.cyto
+        return slope/np.maximum(np.hypot(*slope), 1e-6)*np.clip(1 - d/2, 0, 1)*self.cyto
 
     def blur(self, a, sigma): # sigma in µm
         return cv2.GaussianBlur(a, (0, 0), sigma/self.um) if sigma > .25*self.um else a
@@ -170,6 +172,9 @@ class Frame:
         room = np.bincount(self.cells.ravel(), (where*(self.cells > 0)).ravel(), len(self.centre) + 1)[1:]
         area = np.bincount(self.cells.ravel(), minlength=len(self.centre) + 1)[1:]*self.um**2
         return self.of_cell(values*np.minimum(area/400, 1)/np.maximum(room, 1e-6))*where # a cell cut by the border holds fewer
+    def row(self, xy): # the row of the cell at each place, 0 where there is none
+        y, x = np.clip(xy[:,::-1]/self.um, 0, self.size - 1).astype(int).T
+        return np.maximum(self.cells[y, x] - 1, 0)
     def grow(self, start, heading, length, wiggle, **kwargs): # strands that stay in their cell
         return grow(self.rng, start, heading, length, wiggle, self.cells, self.um, **kwargs)
     def lines(self, points, exist, weight=1.): return self.splat(*dense(points, exist, self.um, weight))
@@ -216,7 +221,7 @@ def place_cells(
         long = rng.uniform(*line.nucleus)
         if kind == METAPHASE:
             if not free(xy, 8.): continue
-            add(xy, np.array([rng.uniform(4, 6.5), rng.uniform(1.3, 2.)]), kind)
+            long = rng.uniform(4, 6); add(xy, np.array([long, long*.9 if rng.random() < .3 else rng.uniform(1.3, 2.)]), kind) # the plate, from above or from its edge
         elif kind == DAUGHTER:
             long, gap, turn = min(long, 6.5)*rng.uniform(.75, .95), rng.uniform(3., 6.), rng.uniform(0, 2*np.pi)
             off = (long + gap)*np.array([np.cos(turn), np.sin(turn)])
@@ -228,33 +233,45 @@ def place_cells(
         if forced: forced.pop(0)
     return np.array(centre), np.array(radius), np.array(phase)
 
-# %% ../nbs/01_cells.ipynb #4f31f7a3
-def outline(
+# %% ../nbs/01_cells.ipynb #63a0df70
+def waves(
     rng, # numpy's random generator
-    n_waves, # Slow waves round the outline
+    n_waves, # Waves round the outline, from 2 on
     depth, # Their depth, share of the radius
-    lobes=0, # Protrusions
     n=128 # Directions
 ) -> np.ndarray: # (n,) radius in each direction, about 1
-    "A wavy closed curve around 0"
-    t = np.arange(n)*2*np.pi/n
-    k = np.arange(2, n_waves + 2)
-    r = 1 + (rng.normal(0, depth, n_waves)/k**.5*2**.5) @ np.cos(k[:,None]*t + rng.uniform(0, 2*np.pi, (n_waves, 1)))
-    for _ in range(lobes):
-        off = (t - rng.uniform(0, 2*np.pi) + np.pi)%(2*np.pi) - np.pi
-        r += rng.uniform(.2, .9)*np.exp(-(off/rng.uniform(.15, .45))**2)
-    return np.maximum(r, .5)
+    "A closed wavy curve around 0"
+    t, k = np.arange(n)*2*np.pi/n, np.arange(2, n_waves + 2)
+    return np.maximum(1 + (rng.normal(0, depth, n_waves)/(k - 1)) @ np.cos(k[:,None]*t + rng.uniform(0, 2*np.pi, (n_waves, 1))), .4)
 
+def holds(
+    rng, # numpy's random generator
+    n_points, # Points that hold the cell
+    n=128 # Directions
+) -> np.ndarray: # (n,) radius in each direction, about 1
+    "A closed curve stretched between some points around 0, slack between them"
+    t = np.arange(n)*2*np.pi/n
+    at = np.sort((np.arange(n_points) + rng.uniform(-.35, .35, n_points))/n_points*2*np.pi)
+    far, slack = rng.uniform(.85, 1.6, n_points), rng.uniform(.45, .8, n_points)
+    nxt = np.r_[at[1:], at[0] + 2*np.pi]
+    turn = np.r_[at, at + (nxt - at)/2]
+    r = np.r_[far, np.minimum(far, np.r_[far[1:], far[0]])*slack]
+    order = np.argsort(turn%(2*np.pi))
+    curve = 1/np.interp(t, (turn%(2*np.pi))[order], 1/r[order], period=2*np.pi) # 1/r is nearly straight along a straight edge
+    near = np.exp(-.5*(np.arange(-12, 13)/rng.uniform(1.5, 5))**2)
+    return np.convolve(np.r_[curve[-12:], curve, curve[:12]], near/near.sum(), 'valid')
+
+# %% ../nbs/01_cells.ipynb #da05c5d9
 def _paint_cells(rng, size, um, line, centre, radius, angle, phase, crowded):
     f = max(int(round(1/um)), 1)
     g = -(-size//f)
-    warp = np.stack([clouds(rng, g, max(4/(f*um), 1)), clouds(rng, g, max(4/(f*um), 1))])*.6
+    warp = np.stack([clouds(rng, g, max(3/(f*um), 1)), clouds(rng, g, max(3/(f*um), 1))])*rng.uniform(.05, .35)
     best, cells = np.ones((g*f, g*f), np.float32), np.zeros((g*f, g*f), np.int32)
     for i,(c,r,a,ph) in enumerate(zip(centre, radius, angle, phase)):
-        shape = outline(rng, 7, .08, rng.integers(line.lobes[0], line.lobes[1] + 1) if ph == INTERPHASE else 0)
+        shape = holds(rng, rng.integers(line.holds[0], line.holds[1] + 1)) if line.holds and ph == INTERPHASE else waves(rng, 8, .1)
         stretch = rng.uniform(*line.stretch) if ph == INTERPHASE else 1.
         reach = r[0] + rng.uniform(*line.spread)*(1.25 if crowded else 1)
-        if ph == METAPHASE: shape, reach = outline(rng, 3, .02), rng.uniform(8., 10.)
+        if ph == METAPHASE: shape, reach = waves(rng, 3, .02), rng.uniform(8., 10.)
         if ph == DAUGHTER: reach = r[0] + rng.uniform(3., 8.)
         far = reach*shape.max()*max(stretch**.5, 1)
         lo = np.clip(np.floor((c - far)/(f*um)), 0, g).astype(int)
@@ -285,14 +302,15 @@ def draw_frame(
     size=512, # Pixels on each side
     um_per_px=.32, # µm per pixel
     rng=None, # numpy's random generator
-    line=None, # Name in `CELL_LINES`; any of them if None
+    line=None, # Name in `CELL_LINES`, or several to choose from; any of them if None
     n_cells=None, # Cells in the field; the line's own density if None
     metaphase=0, # Cells that must be in metaphase
     pairs=0 # Pairs of daughter cells that must be there
 ) -> Frame: # The field
     "Draw the cells of one field of view"
     rng = np.random.default_rng(rng)
-    line = CELL_LINES[line or rng.choice(list(CELL_LINES), p=[.45, .15, .25, .15])]
+    names = [line] if isinstance(line, str) else list(line or CELL_LINES)
+    line = CELL_LINES[rng.choice(names)]
     um = float(um_per_px)
     centre, radius, phase = place_cells(rng, size*um, line, n_cells, metaphase, pairs)
     n = len(centre)
@@ -302,15 +320,14 @@ def draw_frame(
     nuclei, nucleolus = np.zeros((size, size), np.int32), np.zeros((size, size), np.uint8)
     nucleoli = []
     for i,(c,r,a,ph) in enumerate(zip(centre, radius, angle, phase)):
-        rough = .12 if ph == METAPHASE else line.rough*rng.choice([1, 1, 1, 2.5])
-        shape = outline(rng, 12 if ph == METAPHASE else 5, rough)
-        _fill(nuclei, _polygon(c, r, a, np.minimum(shape, 1.3)), um, i + 1)
+        shape = waves(rng, 14, .3) if ph == METAPHASE else waves(rng, 4, line.rough*rng.choice([1, 1, 1, 3]))
+        _fill(nuclei, _polygon(c, r, a, np.minimum(shape, 1.25)), um, i + 1)
         if ph == METAPHASE: continue
         for _ in range(rng.integers(1, 7)):
             t, d, q = rng.uniform(0, 2*np.pi), .62*rng.random()**.5, rng.uniform(.10, .24)*r[1]
             at = c + np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]) @ (d*r*np.array([np.cos(t), np.sin(t)]))
             nucleoli.append([*at, q, i])
-            _fill(nucleolus, _polygon(at, q*np.array([1.2, .85]), rng.uniform(0, np.pi), outline(rng, 4, .15, n=24)), um, 255)
+            _fill(nucleolus, _polygon(at, q*np.array([1.2, .85]), rng.uniform(0, np.pi), waves(rng, 4, .25, n=24)), um, 255)
     cells = np.where(nuclei > 0, nuclei, cells)
     turn = angle + rng.choice([np.pi/2, -np.pi/2, 0, np.pi], n) + rng.normal(0, .5, n)
     mtoc = centre + (radius.mean(1)*rng.choice([.5, 1.1, 1.2, 1.3], n))[:,None]*np.stack([np.cos(turn), np.sin(turn)], 1)
@@ -329,18 +346,16 @@ def microtubules(
     f # The frame
 ) -> tuple: # Strands for `dense`: points (n, steps, 2), which exist (n, steps), brightness (n,)
     "The strands of the red channel"
-    rng, area = f.rng, np.bincount(f.cells.ravel(), minlength=len(f.centre) + 1)[1:]*f.um**2
-    count = np.where((f.phase == METAPHASE) | (area == 0), 0, 10 + area*rng.uniform(.04, .12)).astype(int)
-    row = np.repeat(np.arange(len(count)), count)
-    n = len(row)
-    from_centre = rng.random(n) < rng.uniform(.2, .8, len(count))[row]
-    near = rng.normal(0, 1, (n, 2))*f.radius[row].mean(1, keepdims=True)*1.2
-    start = np.where(from_centre[:,None], f.mtoc[row] + rng.normal(0, .8, (n, 2)), f.centre[row] + near)
-    heading = np.where(rng.random(n) < .5, f.angle[row] + rng.choice([0, np.pi], n) + rng.normal(0, .5, n), rng.uniform(0, 2*np.pi, n))
-    points, exist = f.grow(start, heading, np.minimum(rng.gamma(3, 9, n), 50), rng.uniform(.08, .2), wall=f.wall*.8)
-    at = np.clip(start[:,::-1]/f.um, 0, f.size - 1).astype(int)
-    exist &= (f.cells[at[:,0], at[:,1]] == row + 1)[:,None]
-    return points, exist, rng.gamma(3, 1/3, n)
+    rng, grown = f.rng, np.flatnonzero(f.phase != METAPHASE)
+    calm = f.of_cell(f.phase != METAPHASE)
+    around = f.scatter(calm*(.35 + np.exp(-np.maximum(f.rim, 0)/6))*rng.uniform(.08, .25)*f.um**2)
+    centred = np.repeat(f.mtoc[grown], rng.integers(5, 60, len(grown)), axis=0)
+    start = np.concatenate([around, centred + rng.normal(0, .8, centred.shape)])
+    n = len(start)
+    along = f.angle[f.row(start)] + rng.choice([0, np.pi], n) + rng.normal(0, .4, n)
+    heading = np.where(rng.random(n) < rng.uniform(.3, .8), along, rng.uniform(0, 2*np.pi, n))
+    points, exist = f.grow(start, heading, np.minimum(rng.gamma(3, 7, n), 40), rng.uniform(.08, .25), wall=f.wall*rng.uniform(.3, .9))
+    return points, exist, rng.gamma(4, 1/4, n)
 
 def spindle(
     f, # The frame
@@ -350,9 +365,9 @@ def spindle(
     "The fibres of a mitotic spindle, between its two poles across the plate"
     across = f.angle[i] + np.pi/2
     axis = np.array([np.cos(across), np.sin(across)])
-    half = f.rng.uniform(4., 5.5)
+    half = f.rng.uniform(4., 5.5) if f.radius[i,1] < 3 else 1.
     t = np.linspace(-1, 1, 60)[None,:]*np.ones((n, 1))
-    bulge = f.rng.uniform(-1, 1, (n, 1))*(1 - np.abs(t)**1.6)*f.radius[i,0]*.65
+    bulge = f.rng.uniform(-1, 1, (n, 1))*(1 - np.abs(t)**2.5)*f.radius[i,0]*.55
     stop = f.rng.uniform(.05, .3, (n, 1))*f.rng.choice([-1, 1], (n, 1))
     keep = (np.sign(stop)*t > np.abs(stop)) | (f.rng.random((n, 1)) < .2)
     return (f.centre[i] + t[...,None]*half*axis + bulge[...,None]*np.array([-axis[1], axis[0]]))[keep]
@@ -374,7 +389,7 @@ def reticulum(
     f # The frame
 ) -> np.ndarray: # (size, size) float32, about 0 to 1
     "The net of the yellow channel"
-    grain = f.rng.uniform(.7, 1.3)
+    grain = f.rng.uniform(.45, .9)
     mesh = np.maximum(np.exp(-(f.clouds(grain)/.4)**2), np.exp(-(f.clouds(grain*1.3)/.4)**2))
     fall = np.exp(-np.maximum(f.rim, 0)/f.rng.uniform(5, 14))
     thin = np.clip(f.edge/2.5, 0, 1)
@@ -390,15 +405,15 @@ def stains(
     rng, n = f.rng, len(f.centre)
     def gain(sigma): return f.of_cell(rng.lognormal(0, sigma, n))
     red = f.tubules*(1 - rng.uniform(.3, .85)*f.nucleus)
-    haze = f.cyto*np.clip(f.edge/3, 0, 1)*rng.uniform(.02, .12)*(1 + .3*f.clouds(3.))
+    haze = f.cyto*np.clip(f.edge/3, 0, 1)*rng.uniform(.02, .25)*(1 + .3*f.clouds(3.))
     red = red/_level(red) + haze
     extra = np.zeros_like(red)
     for i in np.flatnonzero(f.phase == METAPHASE): extra += f.splat(spindle(f, i), .08)
     for k in range(len(f.bridges)): extra += f.splat(bridge(f, k), .04)
     red = red*np.where(f.cells > 0, gain(.3), 0) + np.minimum(f.blur(extra, .1)*(.32/f.um)**2, 2)
-    texture = 1 + .22*f.clouds(.8) + .18*f.clouds(2.5)
+    texture = 1 + rng.uniform(.05, .2)*f.clouds(.7) + rng.uniform(.05, .18)*f.clouds(2.)
     dna = f.of_cell(np.where(f.phase == METAPHASE, 2., 1.)*rng.lognormal(0, .22, n), f.nuclei)
-    blue = dna*np.maximum(texture, .2)*(1 - rng.uniform(.5, .85)*f.nucleolus)*(.75 + .25*np.clip(-f.rim, 0, 1))
+    blue = dna*np.maximum(texture, .2)*(1 - rng.uniform(.25, .85)*f.nucleolus)*(.75 + .25*np.clip(-f.rim, 0, 1))
     return dict(red=np.maximum(red, 0), blue=blue, yellow=f.net*gain(.3))
 
 def _level(a, q=.98): # brightness of the brightest part of what is lit

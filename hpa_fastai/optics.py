@@ -41,6 +41,6 @@ def photograph(
     root = np.sqrt(np.maximum(seen + black*.6, 0)*np.float32(photons) + .375)
     root += .5*rng.standard_normal(light.shape, dtype=np.float32)
     seen = np.maximum((root*root - .375)/np.float32(photons) - np.float32(black*1.2), 0)
-    top = np.quantile(seen[::2,::2], .998)
+    top = max(np.quantile(seen[::2,::2], .998), rng.uniform(.2, .8)*seen.max()) # a few bright dots are not drowned by stretching what is dim
     out = np.minimum((seen/np.float32(max(top, .02)))**np.float32(gamma)*np.float32(bright), 1)
     return (out*(2**bits - 1) + .5).astype(np.uint8 if bits == 8 else np.uint16)

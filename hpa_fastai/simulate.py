@@ -20,7 +20,7 @@ from fastcore.parallel import parallel
 from .labels import CHANNELS, DataError, parse_target, train_label_sets
 from .files import whole_file
 from .cells import draw_frame, stains
-from .patterns import PATTERNS, pattern_names
+from .patterns import PATTERNS, lit, pattern_names
 from .optics import SITES, photograph
 
 # %% ../nbs/01c_simulate.ipynb #cca2d5d4
@@ -52,23 +52,19 @@ def simulate_field(
     needs = {k: v for o in chosen.values() for k,v in o.needs.items()}
     if line: needs['line'] = line
     rng = np.random.default_rng(seed)
-    frame = draw_frame(size, um_per_px, rng, n_cells=n_cells, **needs)
+    for _ in range(8): # a label that can't be seen is no label: look for another field
+        frame = draw_frame(size, um_per_px, rng, n_cells=n_cells, **needs)
+        drawn = {i: np.maximum(o.draw(frame), 0) for i,o in chosen.items()}
+        if all(a.max() > .5 for a in drawn.values()): break
     light = stains(frame)
+    patterns = {i: np.clip(lit(frame.blur(a, .12)), 0, 1) if a.max() > .5 else a for i,a in drawn.items()}
     expression = np.where(frame.cells > 0, frame.of_cell(rng.lognormal(0, rng.uniform(.1, .6), len(frame.centre))), 1)
-    protein, patterns = rng.uniform(0, .06)*frame.body*np.maximum(1 + .3*frame.clouds(.6), 0), {}
-    for i,o in chosen.items():
-        seen = np.maximum(frame.blur(o.draw(frame), .12), 0)
-        patterns[i] = np.clip(seen/max(_peak(seen), 1e-6), 0, 1).astype(np.float32)
-        protein = protein + rng.uniform(.45, 1)*np.minimum(seen/max(_peak(seen), 1e-6), 1.5)
-    light['green'] = (protein*expression).astype(np.float32)
+    haze = rng.uniform(0, .06)*frame.body*np.maximum(1 + .3*frame.clouds(.6), 0)
+    light['green'] = (haze + sum(rng.uniform(.45, 1)*a for a in patterns.values()))*expression
     few, many = np.log(site.photons), np.log(site.marker_photons)
     image = np.stack([photograph(light[c]*0 if c in missing else light[c], rng, frame.um, site, np.exp(rng.uniform(*(few if c == 'green' else many))), bits) for c in CHANNELS], 2)
     for c in missing: image[..., CHANNELS.index(c)] = 0
     return Field(image, labels, frame.nuclei, frame.cells, patterns)
-
-def _peak(a):
-    lit = a[a > .1*a.max()]
-    return float(np.quantile(lit, .9)) if len(lit) else 0.
 
 # %% ../nbs/01c_simulate.ipynb #8c971b60
 def draw_label_sets(
