@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from .labels import CHANNELS
+from .cells import normals
 
 # %% ../nbs/01b_optics.ipynb #6529bc34
 @dataclass(frozen=True)
@@ -38,9 +38,15 @@ def photograph(
     "One channel as a microscope sees it"
     psf, black, gamma, bright = (rng.uniform(*o) for o in (site.psf, site.black, site.gamma, site.bright))
     seen = cv2.GaussianBlur(light, (0, 0), max(psf/um, .3))
-    root = np.sqrt(np.maximum(seen + black*.6, 0)*np.float32(photons) + .375)
-    root += .5*rng.standard_normal(light.shape, dtype=np.float32)
-    seen = np.maximum((root*root - .375)/np.float32(photons) - np.float32(black*1.2), 0)
-    top = max(np.quantile(seen[::2,::2], .998), rng.uniform(.2, .8)*seen.max()) # a few bright dots are not drowned by stretching what is dim
-    out = np.minimum((seen/np.float32(max(top, .02)))**np.float32(gamma)*np.float32(bright), 1)
-    return (out*(2**bits - 1) + .5).astype(np.uint8 if bits == 8 else np.uint16)
+    seen += black*.6
+    seen *= photons
+    seen += .375
+    cv2.sqrt(seen, seen)
+    cv2.scaleAdd(normals(rng, *light.shape), .5, seen, seen)
+    seen *= seen
+    seen -= .375 + black*1.2*photons # background taken off; the camera knows nothing below 0
+    top = max(float(np.quantile(seen[::4,::4], .998)), rng.uniform(.2, .8)*float(seen.max()), .02*photons) # a few bright dots are not drowned by stretching what is dim
+    level = np.clip(seen, 0, top)
+    level *= 4095/top
+    curve = np.minimum(np.linspace(0, 1, 4096)**gamma*bright, 1)*(2**bits - 1) + .5
+    return curve.astype(np.uint8 if bits == 8 else np.uint16)[level.astype(np.uint16)]
