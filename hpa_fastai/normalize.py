@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from .images import TensorRGBY
-from .labels import DataError
+from .labels import CHANNELS, DataError
 
 # %% ../nbs/05_normalize.ipynb #db91845e
 class BufferPool:
@@ -104,11 +104,13 @@ class StainNormalize(SeededTransform):
     def __init__(self,
         stats=None, # `(mean, std)` of each stain, in 0 to 1; `'image'`: each image's own; by default those of the training images
         gain:float=0., # Each stain times something from 1/(1+gain) to 1+gain, evenly in the logarithm
-        gamma:float=0. # Each stain to a power from 1/(1+gamma) to 1+gamma, likewise
+        gamma:float=0., # Each stain to a power from 1/(1+gamma) to 1+gamma, likewise
+        drop:dict=None # Stain → chance to be blacked out in an image, such as `{'yellow': .1}`
     ):
         store_attr()
         super().__init__()
         self.pool = BufferPool()
+        if unknown := set(drop or {}) - set(CHANNELS): raise DataError(f'unknown stain {sorted(unknown)[0]!r}; choose from {", ".join(CHANNELS)}')
         self.mean, self.std = (np.array(o, np.float32).reshape(1, -1) for o in (([0]*4, [1]*4) if stats is None or isinstance(stats, str) else stats))
 
     def setups(self, dl:DataLoader):
@@ -132,13 +134,16 @@ class StainNormalize(SeededTransform):
             std, mean = (to_np(o)/top for o in torch.std_mean(x.float(), (-1, -2)))
             std = std + 1e-3   # an empty channel has none
         a, b = gain/std, np.broadcast_to(-mean/std, gain.shape)
+        if self.training and self.drop:
+            dropped = self.rng.random(gain.shape) < [self.drop.get(c, 0) for c in CHANNELS]
+            a, b = np.where(dropped, 0, a), np.where(dropped & (self.stats == 'image'), 0, b)
         if x.dtype == torch.uint8 and x.device.type == 'cpu':
             x = nhwc(x)
             tables = (np.linspace(0, 1, 256)[:, None]**gamma[:, None]*a[:, None] + b[:, None]).astype(np.float32)
             out = self.pool.empty(*x.shape, dtype=torch.float32)
             for o, s, t in zip(out.numpy(), x.numpy(), tables): cv2.LUT(s, t[None], dst=o)
             return out.permute(0, 3, 1, 2)
-        gamma, a, b = (torch.tensor(o, device=x.device)[..., None, None] for o in (gamma, a, b))
+        gamma, a, b = (torch.tensor(o, dtype=torch.float32, device=x.device)[..., None, None] for o in (gamma, a, b))
         x = x/top
         return torch.addcmul(b, x**gamma if self.gamma else x, a)
 

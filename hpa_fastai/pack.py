@@ -163,25 +163,26 @@ def _in_order(f, items, workers):
 
 # %% ../nbs/03_pack.ipynb #f30f5a35
 def _begin(part, plan):
-    "Make or check the folder of an unfinished pack; returns its rows, sound or empty, as a `Pack`"
+    "Make the folder of an unfinished pack, or take up one that is there; returns the `Pack`, with empty rows for what is still to be done"
     n, size, compress = len(plan['ids']), plan['size'], plan['compress']
-    if (part/'plan.json').exists():
-        if read_json(part/'plan.json') != plan: raise DataError(f'{part}: begun with other samples, another size or compression; delete it to start afresh, or give the former arguments')
-        pack = Pack(part, plan, np.load(part/'rows.npy', allow_pickle=False))
-        with ThreadPoolExecutor() as ex: sound = np.array(list(ex.map(pack._sound, range(n))))
-        pack.close()
-        pack.rows['nbytes'][~sound] = 0
-        return pack
-    pack = Pack(part, plan, np.zeros(n, _row))
-    need, free = n*size*size*4, shutil.disk_usage(part.parent).free
-    if not compress and need > free: raise DataError(f'{part}: needs {need/1e9:.1f} GB and {free/1e9:.1f} GB are free; choose another disk, a smaller size, or compress=True')
+    pack, nbytes, resumed = Pack(part, plan, np.zeros(n, _row)), n*size*size*4, (part/'plan.json').exists()
+    if resumed and read_json(part/'plan.json') != plan:
+        raise DataError(f'{part}: begun with other samples, another size or compression; delete it to start afresh, or give the former arguments')
+    free = shutil.disk_usage(part.parent).free
+    if not (compress or resumed) and nbytes > free: raise DataError(f'{part}: needs {nbytes/1e9:.1f} GB and {free/1e9:.1f} GB are free; choose another disk, a smaller size, or compress=True')
     part.mkdir(exist_ok=True)
-    with open(pack.pixels, 'wb') as f:
+    with suppress(OSError, ValueError): pack.rows = np.load(part/'rows.npy', allow_pickle=False)
+    with open(pack.pixels, 'r+b' if resumed else 'wb') as f:
         if not compress:
             np.lib.format.write_array_header_1_0(f, dict(descr='|u1', fortran_order=False, shape=(n, size, size, 4)))
-            pack.rows['offset'] = f.tell() + np.arange(n)*size*size*4
-            f.truncate(f.tell() + need)
-    np.save(part/'rows.npy', pack.rows)
+            offsets = f.tell() + np.arange(n)*size*size*4
+            f.truncate(f.tell() + nbytes)
+            pack.rows['offset'] = offsets
+    with ThreadPoolExecutor(num_cpus()) as ex: sound = np.array(list(ex.map(pack._sound, range(n))))
+    pack.close()
+    pack.rows[~sound] = 0
+    if not compress: pack.rows['offset'] = offsets
+    with whole_file(part/'rows.npy') as tmp: np.save(tmp, pack.rows)
     write_json(part/'plan.json', plan)
     return pack
 

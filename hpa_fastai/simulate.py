@@ -6,7 +6,7 @@
 __all__ = ['Field', 'simulate_field', 'draw_label_sets', 'simulate_dataset']
 
 # %% ../nbs/01c_simulate.ipynb #cadaf09d
-import multiprocessing, uuid
+import uuid
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -109,8 +109,11 @@ def simulate_dataset(
         sets = draw_label_sets(many, [seed, number], balanced)
         tables[split] = pd.DataFrame(dict(Id=ids, Target=sets))
         jobs += [(path/split/o, target, [seed, number, i], split) for i,(o,target) in enumerate(zip(ids, sets))]
-    parallel(partial(_write_sample, size=size, um_per_px=um_per_px), jobs, progress=progress, chunksize=8,
-             n_workers=min(num_cpus(), 16) if workers is None else workers)
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(0) # a forked process must not inherit OpenCV's threads: it would wait for them for ever
+    try: parallel(partial(_write_sample, size=size, um_per_px=um_per_px), jobs, progress=progress, chunksize=8,
+                  n_workers=min(num_cpus(), 16) if workers is None else workers)
+    finally: cv2.setNumThreads(threads)
     train, test = tables['train'], tables['test']
     for name,df in {'train.csv': train, 'solution.csv': test, 'sample_submission.csv': test[['Id']].assign(Predicted='0')}.items():
         with whole_file(path/name) as tmp: df.to_csv(tmp, index=False, lineterminator='\n')
@@ -118,7 +121,6 @@ def simulate_dataset(
 
 def _write_sample(job, size, um_per_px):
     stem, target, seed, site = job
-    if multiprocessing.parent_process(): cv2.setNumThreads(1) # the processes are the parallelism
     image = simulate_field(target, size, seed, um_per_px, site=site).image
     for c,name in enumerate(CHANNELS):
         with whole_file(stem.with_name(f'{stem.name}_{name}.png')) as tmp: tmp.write_bytes(cv2.imencode('.png', image[..., c])[1])

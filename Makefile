@@ -1,0 +1,42 @@
+# make demo   the main job on simulated data: from a Kaggle-style folder to a checked submission.csv
+# make test   everything that is checked before a change is accepted
+# make docs   what the documentation is built from (the site itself is built by a GitHub workflow, with Quarto)
+# Each makes the virtual environment and installs what it needs, once. Needs Python 3.10 or later and make, no more.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+READY  := $(VENV)/.installed
+export MPLBACKEND ?= agg
+export PYTHONWARNINGS ?= ignore::FutureWarning,ignore::DeprecationWarning
+
+.PHONY: demo test docs readme clean
+
+demo: $(READY)
+	$(BIN)/hpa-simulate --out data/demo --n 1400 --test 200 --size 256 --balanced
+	$(BIN)/hpa-train --data data/demo --out runs/demo --recipe demo
+	$(BIN)/hpa-check runs/demo/submission.csv --data data/demo
+	@echo
+	@echo "The submission:            runs/demo/submission.csv"
+	@echo "What it is worth:          runs/demo/scores.json  (pictures beside it: batch.png, f1.png, curves.png)"
+	@echo "Label your own images:     $(BIN)/hpa-predict --run runs/demo --images DIR --out labels.csv"
+
+test: $(READY)
+	$(BIN)/nbdev-test --n-workers 2 --timing
+	$(BIN)/python -m pytest tests
+
+docs: $(READY) readme
+	$(BIN)/nbdev-proc-nbs
+
+readme: $(READY)
+	$(BIN)/python tools/readme.py
+
+$(READY): settings.ini setup.py pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 10) else 'Python 3.10 or later is needed, this is %s; say which to take: make PYTHON=python3.11' % sys.version.split()[0])"
+	@echo "Installing into $(VENV) (a few minutes, once) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $(READY)
+
+clean:
+	rm -rf _docs _proc build dist .pytest_cache .hypothesis

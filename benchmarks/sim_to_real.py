@@ -1,0 +1,182 @@
+#!/usr/bin/env python
+"""Train on simulated cells alone, then label real ones.
+
+No real image and no pretrained weight is used: a small residual network sees simulated fields, drawn at the real images'
+scale, for a given number of minutes (simulation included), and is then asked about the images in `--real`:
+files named `CLASS-….jpg` (composites: red microtubules, green protein, blue nucleus, a scale bar at the lower right), or a folder of
+`ID_{red,green,blue,yellow}.png` with a CSV of `Id,Target`.
+"""
+import argparse, json, os, re, time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from hpa_fastai.labels import CHANNELS, LABELS, DataError, encode_targets, read_labels
+from hpa_fastai.optics import Site
+from hpa_fastai.simulate import simulate_field
+
+GALLERY = Site(photons=(40, 2000), marker_photons=(100, 3000), black=(.01, .08), gamma=(.8, 1.5), bright=(.8, 1.6)) # published pictures: long exposures, strong contrast
+
+# -- the real images
+
+def without_bar(image):
+    "A copy in which a white scale bar at the lower right is painted over with what surrounds it"
+    h, w = image.shape[:2]
+    white = np.zeros((h, w), np.uint8)
+    corner = np.s_[int(.88*h):, int(.6*w):]
+    white[corner] = (image[corner][..., :3].min(2) > 120)
+    row = white.sum(1) > .05*w # a bar is wide; a bright cell is rarely white
+    white[~row] = 0
+    white = cv2.dilate(white, np.ones((9, 9), np.uint8))
+    return np.dstack([cv2.inpaint(np.ascontiguousarray(image[..., c]), white, 3, cv2.INPAINT_TELEA) for c in range(image.shape[2])]) if white.any() else image
+
+def read_real(folder, table=None):
+    "Images (h, w, 3 or 4) uint8 and their label sets"
+    folder = Path(folder)
+    named = sorted(o for o in folder.iterdir() if re.match(r'\d+-.*\.(jpe?g|png)$', o.name))
+    if named: return [without_bar(cv2.cvtColor(cv2.imread(str(o)), cv2.COLOR_BGR2RGB)) for o in named], [o.name.split('-')[0] for o in named], [o.name for o in named]
+    table = Path(table) if table else next(folder.glob('*.csv'), None)
+    if not table: raise DataError(f'{folder}: no CLASS-….jpg and no CSV; name the label list with --csv')
+    df = read_labels(table)
+    df = df[[all((folder/f'{o}_{c}.png').exists() for c in CHANNELS) for o in df.Id]]
+    if not len(df): raise DataError(f'{folder}: no image of {table} here; expected ID_red.png and so on')
+    return [np.dstack([cv2.imread(str(folder/f'{o}_{c}.png'), 0) for c in CHANNELS]) for o in df.Id], list(df.Target), list(df.Id)
+
+# -- the simulated ones
+
+def draw(job):
+    seed, size, um, n_channels = job
+    rng = np.random.default_rng([seed, 99])
+    label = seed%28
+    labels = [label] if rng.random() < .85 else [label, rng.choice([0, 25])]
+    site = GALLERY if n_channels == 3 else rng.choice(['train', 'test'])
+    return simulate_field([int(i) for i in labels], size, seed, um*rng.uniform(.85, 1.35), site=site).image[..., :n_channels], label
+
+def simulate(n, seconds, size, um, n_channels, seed=0, workers=2):
+    "At most `n` fields, fewer where the time is up first"
+    cv2.setNumThreads(0) # a forked process must not inherit OpenCV's threads: it would wait for them for ever
+    images, labels, start = np.empty((n, size, size, n_channels), np.uint8), np.empty(n, np.int64), time.time()
+    with ProcessPoolExecutor(workers) as pool:
+        at = 0
+        while at < n and (at == 0 or time.time() - start < seconds):
+            for image,label in pool.map(draw, [(seed + at + i, size, um, n_channels) for i in range(min(224, n - at))], chunksize=14):
+                images[at], labels[at] = image, label
+                at += 1
+    return images[:at], labels[:at]
+
+# -- the network
+
+def normalise(x): # each channel of each image by itself; a black channel stays 0
+    x = x.sqrt()
+    return (x - x.mean((2, 3), keepdim=True))/(x.std((2, 3), keepdim=True) + .02)
+
+def augment(x, rng):
+    "Eight symmetries, gains, contrast, a lost marker, blur and noise; x is (b, c, h, w) in 0..1"
+    import torch, torch.nn.functional as F
+    parts = []
+    for part in x.split(max(len(x)//8, 1)):
+        if rng.random() < .5: part = part.flip(3)
+        part = torch.rot90(part, int(rng.integers(4)), (2, 3))
+        if rng.random() < .3:
+            a = float(rng.uniform(.1, .5))
+            k = torch.tensor([a/2, 1 - a, a/2])
+            k = (k[:,None]*k)[None,None].repeat(part.shape[1], 1, 1, 1)
+            part = F.conv2d(part, k, padding=1, groups=part.shape[1])
+        if rng.random() < .3: part = (part + torch.randn_like(part)*float(rng.uniform(0, .08))*part.sqrt()).clamp_min(0)
+        parts.append(part)
+    x = torch.cat(parts)
+    b, c = x.shape[:2]
+    x = (x*(1 + .4*torch.randn(b, c, 1, 1)).clamp(.3, 2.5)).clamp(0, 1)
+    x = (x + 1e-5)**torch.exp(.25*torch.randn(b, c, 1, 1))
+    kept = torch.ones(b, c, 1, 1)
+    for i,p in enumerate((.12, 0, .12, .3)[:c]): kept[:,i] = (torch.rand(b, 1, 1) >= p).float()
+    return x*kept
+
+def train(images, labels, minutes, body='resnet18', bs=64, lr=2e-3, seed=0, log=print):
+    "Train from scratch for so many minutes; one cycle"
+    import timm, torch, torch.nn.functional as F
+    torch.manual_seed(seed)
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    model = timm.create_model(body, pretrained=False, in_chans=images.shape[3], num_classes=28).to(device, memory_format=torch.channels_last)
+    opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=.05, fused=True)
+    rng, start, step, losses = np.random.default_rng(seed), time.time(), 0, []
+    order = iter(())
+    while (done := (time.time() - start)/(60*minutes)) < 1:
+        idx = next(order, None)
+        if idx is None:
+            order = iter(np.split(p := rng.permutation(len(images)), range(bs, len(p), bs)))
+            continue
+        for g in opt.param_groups: g['lr'] = lr*min(done/.1 + .02, 1)*(.5 + .5*np.cos(np.pi*max(done - .1, 0)/.9))
+        x = augment(torch.from_numpy(images[idx]).permute(0, 3, 1, 2).float()/255, rng)
+        with torch.autocast(device, torch.bfloat16):
+            loss = F.cross_entropy(model(normalise(x.to(device)).contiguous(memory_format=torch.channels_last)).float(), torch.from_numpy(labels[idx]).to(device), label_smoothing=.1)
+        opt.zero_grad(); loss.backward(); opt.step()
+        step += 1; losses.append(loss.item())
+        if step%50 == 0: log(f'  {100*done:3.0f} %  step {step}  {step*bs/(time.time() - start):.0f} images/s  loss {np.mean(losses[-50:]):.3f}', flush=True)
+    return model.eval(), step*bs
+
+def predict(model, images, scales=(.85, 1., 1.15)):
+    "Mean probabilities over the eight symmetries and some scales; images (h, w, c) uint8 of any one size each"
+    import torch
+    device = next(model.parameters()).device
+    out = []
+    for image in images:
+        p = 0
+        for s in scales:
+            size = max(int(round(image.shape[0]*s/32))*32, 32), max(int(round(image.shape[1]*s/32))*32, 32)
+            x = torch.from_numpy(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if s < 1 else cv2.INTER_CUBIC)).permute(2, 0, 1)[None].float()/255
+            x = torch.cat([torch.rot90(o, k, (2, 3)) for o in (x, x.flip(3)) for k in range(4)]) if size[0] == size[1] else torch.cat([x, x.flip(2), x.flip(3), x.flip(2, 3)])
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+                p = p + model(normalise(x.to(device)).contiguous(memory_format=torch.channels_last)).float().softmax(1).mean(0).cpu().numpy()
+        out.append(p/len(scales))
+    return np.stack(out)
+
+# -- the figures
+
+def scores(probs, targets):
+    "top1, top3 (a hit: one of an image's labels is among the first), mean average precision, and what chance gives"
+    from sklearn.metrics import average_precision_score
+    y = encode_targets(targets)
+    order = np.argsort(-probs, 1)
+    seen = y.any(0)
+    hit = np.take_along_axis(y, order, 1)
+    per_image = y.sum(1)
+    none = lambda k: np.prod([(28 - per_image - i)/(28 - i) for i in range(k)], axis=0)
+    return dict(top1=hit[:,0].mean(), top3=hit[:,:3].any(1).mean(), map=np.mean([average_precision_score(y[:,c], probs[:,c]) for c in np.flatnonzero(seen)]),
+                chance_top1=1 - none(1).mean(), chance_top3=1 - none(3).mean(),
+                chance_map=np.mean([average_precision_score(y[:,c], np.random.default_rng(k).random(len(y))) for k in range(50) for c in np.flatnonzero(seen)]), n=len(y))
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    p.add_argument('--real', required=True, help='folder of CLASS-….jpg, or of RGBY PNGs with a CSV')
+    p.add_argument('--csv', help='label list of an RGBY folder')
+    p.add_argument('--minutes', type=float, default=30, help='for simulation and training together')
+    p.add_argument('--json', help='file to write the figures to')
+    p.add_argument('--um', type=float, help='µm per pixel of the real images (composites .085; RGBY 164 µm wide)')
+    p.add_argument('--size', type=int, default=224, help='pixels of a simulated field')
+    p.add_argument('--body', default='resnet18', help='a timm network')
+    p.add_argument('--seed', type=int, default=0)
+    a = p.parse_args()
+    start = time.time()
+    images, targets, names = read_real(a.real, a.csv)
+    n_channels = images[0].shape[2]
+    um = a.um or (.085 if n_channels == 3 else 164/images[0].shape[1])
+    fine = .30 # µm per pixel the network sees
+    images = [cv2.resize(o, None, fx=um/fine, fy=um/fine, interpolation=cv2.INTER_AREA) for o in images]
+    print(f'{len(images)} real images, {n_channels} channels, seen at {fine} µm per pixel as {images[0].shape[:2]}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores')
+    x, y = simulate(20_000, .3*60*a.minutes, a.size, fine, n_channels, a.seed*10_000_000)
+    print(f'{len(x)} simulated fields in {time.time() - start:.0f} s ({len(x)/(time.time() - start):.0f} a second)', flush=True)
+    model, seen = train(x, y, a.minutes - (time.time() - start)/60, a.body, seed=a.seed)
+    probs = predict(model, images)
+    out = {k: float(v) if k != 'n' else v for k,v in scores(probs, targets).items()}
+    out |= dict(minutes=round((time.time() - start)/60, 1), fields=len(x), images_seen=seen, body=a.body)
+    print(f"\ntop-1 {out['top1']:.2f} (chance {out['chance_top1']:.3f})   top-3 {out['top3']:.2f} ({out['chance_top3']:.3f})   mAP {out['map']:.2f} ({out['chance_map']:.3f})   {out['minutes']} min, {seen} images seen")
+    print('\nmissed at rank 1: image, true label -> the first three')
+    for name,target,pr in zip(names, targets, probs):
+        best = np.argsort(-pr)[:3]
+        if not set(best[:1]) & {int(i) for i in target.split()}: print(f"  {name:14s} {', '.join(LABELS[int(i)] for i in target.split()):32s} -> " + ', '.join(f'{LABELS[i]} {pr[i]:.2f}' for i in best))
+    if a.json: Path(a.json).write_text(json.dumps(out, indent=1) + '\n')
+
+if __name__ == '__main__': main()

@@ -1,0 +1,134 @@
+"The main job from the command line: it runs, repeats itself, survives kills, and refuses bad input in one line."
+import json, os, shutil, signal, subprocess, sys, sysconfig, time
+from pathlib import Path
+import numpy as np, pandas as pd, pytest
+from PIL import Image
+
+scripts = Path(sysconfig.get_path('scripts'))
+toy = ['--folds', '2', '--epochs', '2', '--device', 'cpu', '--recipe', 'demo', '--set', 'size=64 bs=16']
+
+def command(name, *args): return [str(scripts/name), *map(str, args)]
+def run(name, *args): return subprocess.run(command(name, *args), capture_output=True, text=True)
+def train(data, out, *more): return run('hpa-train', '--data', data, '--out', out, *toy, *more)
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    out = tmp_path_factory.mktemp('sim')/'data'
+    done = run('hpa-simulate', '--out', out, '--n', 60, '--test', 12, '--size', 64, '--balanced')
+    assert not done.returncode, done.stderr
+    return out
+
+@pytest.fixture(scope='module')
+def finished(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp('runs')/'whole'
+    done = train(data, out)
+    assert not done.returncode, done.stderr
+    return out
+
+def results(run): return {f: (run/f).read_bytes() for f in ('submission.csv', 'folds.csv', 'thresholds.json', 'recipe.yaml')} | \
+                         {f: pd.read_parquet(run/f) for f in ('oof.parquet', 'test.parquet')}
+
+def assert_same(a, b):
+    for f, x in results(a).items():
+        y = results(b)[f]
+        if isinstance(x, bytes): assert x == y, f
+        else: pd.testing.assert_frame_equal(x, y, check_exact=True)
+
+def test_the_run_holds_what_it_promises(data, finished):
+    for f in ('recipe.yaml', 'folds.csv', 'fold0/model.safetensors', 'fold0/log.csv', 'fold1/model.safetensors', 'oof.parquet', 'test.parquet',
+              'thresholds.json', 'scores.json', 'submission.csv', 'batch.png', 'f1.png', 'curves.png'): assert (finished/f).stat().st_size, f
+    scores = json.loads((finished/'scores.json').read_text())
+    assert 0 <= scores['macro_f1'] <= 1 and 0 < scores['macro_f1_floor'] < .3
+    assert len(scores['classes']) == 28 and {'train', 'predict'} <= set(scores['seconds'])
+    assert {'train_loss', 'valid_loss', 'macro_f1', 'mean_ap'} <= set(pd.read_csv(finished/'fold0/log.csv').columns)
+    done = run('hpa-check', finished/'submission.csv', '--data', data)
+    assert not done.returncode and 'valid' in done.stdout, done.stderr
+
+def test_a_finished_run_is_left_alone(data, finished):
+    before = {f: f.stat().st_mtime_ns for f in finished.glob('fold*/*')}
+    assert not train(data, finished).returncode
+    assert before == {f: f.stat().st_mtime_ns for f in finished.glob('fold*/*')}
+
+def test_same_seed_same_probabilities(data, finished, tmp_path):
+    assert not train(data, tmp_path/'again').returncode
+    assert_same(tmp_path/'again', finished)
+
+def killed_when(args, happened, timeout=240):
+    "Start a command and kill it, without warning, as soon as `happened()`"
+    process = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    end = time.time() + timeout
+    while not happened():
+        assert process.poll() is None, f'ended before it could be killed: {process.stderr.read().decode()[-2000:]}'
+        assert time.time() < end, 'never came to the point where it was to be killed'
+        time.sleep(.002)
+    process.kill()
+    process.wait()
+
+@pytest.mark.parametrize('moment', ['packing', 'training', 'predicting'])
+def test_killed_and_started_again(data, finished, tmp_path, moment):
+    out = tmp_path/'run'
+    happened = dict(packing=lambda: any((out/'packs').glob('*/*')) or any((out/'packs').glob('*')),
+                    training=lambda: (out/'fold0/log.csv').exists() and len((out/'fold0/log.csv').read_text().splitlines()) > 1,
+                    predicting=lambda: (out/'fold0/model.safetensors').exists())[moment]
+    killed_when(command('hpa-train', '--data', data, '--out', out, *toy), happened)
+    assert not (out/'submission.csv').exists()
+    done = train(data, out)
+    assert not done.returncode, done.stderr
+    assert_same(out, finished)
+
+def test_other_arguments_are_refused(data, finished):
+    done = run('hpa-train', '--data', data, '--out', finished, *toy[:3], '3', *toy[4:])
+    assert done.returncode == 2 and 'started with other choices' in done.stderr
+
+def test_predict(data, finished, tmp_path):
+    done = run('hpa-predict', '--run', finished, '--images', data/'test', '--out', tmp_path/'labels.csv', '--device', 'cpu')
+    assert not done.returncode, done.stderr
+    got = pd.read_csv(tmp_path/'labels.csv').set_index('Id')
+    expected = pd.read_parquet(finished/'test.parquet').set_index('Id')
+    assert np.abs(got.loc[expected.index, expected.columns] - expected).to_numpy().max() < .02     # in full precision here
+
+# ---- bad input ----
+
+def spoil(data, to, what):
+    "A copy of the data set, spoilt in one place; what the message must hold"
+    shutil.copytree(data, to)
+    lines = (to/'train.csv').read_text().splitlines()
+    sid = lines[5].split(',')[0]
+    file = to/f'train/{sid}_blue.png'
+    img = np.asarray(Image.open(file))
+    def rewrite(i, line): (to/'train.csv').write_text('\n'.join([*lines[:i], line, *lines[i+1:]]) + '\n')
+    if what == 'missing channel file': file.unlink(); return file.name
+    if what == 'truncated png': file.write_bytes(file.read_bytes()[:99]); return file.name
+    if what == 'wrong size': Image.fromarray(img[:-3]).save(file); return file.name
+    if what == 'composite': Image.fromarray(np.random.default_rng(0).integers(0, 255, (*img.shape, 3), np.uint8)).save(file); return file.name
+    if what == 'unknown label': rewrite(5, f'{sid},99'); return 'line 6'
+    if what == 'duplicate id': rewrite(6, f'{sid},1'); return 'line 7'
+    if what == 'empty target': rewrite(5, f'{sid},'); return 'line 6'
+    if what == 'missing column': rewrite(0, 'Id,Label'); return 'Target'
+    if what == 'not utf-8': (to/'train.csv').write_bytes((to/'train.csv').read_bytes() + b'\xff\xfe,1\n'); return 'UTF-8'
+    if what == 'empty folder': shutil.rmtree(to/'train'); (to/'train').mkdir(); return 'holds no images'
+
+@pytest.mark.parametrize('what', ['missing channel file', 'truncated png', 'wrong size', 'composite', 'unknown label', 'duplicate id', 'empty target', 'missing column', 'not utf-8', 'empty folder'])
+def test_bad_input_is_one_clear_line(data, tmp_path, what):
+    said = spoil(data, tmp_path/'data', what)
+    done = train(tmp_path/'data', tmp_path/'run')
+    assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
+    message = [l for l in done.stderr.splitlines() if l.startswith('hpa-train: ')]
+    assert len(message) == 1 and said in message[0], done.stderr
+    assert not list((tmp_path/'run').glob('**/*.tmp*')) and not (tmp_path/'run/submission.csv').exists()
+
+def test_sixteen_bits_are_understood(data, tmp_path):
+    "The same images with 16 bits give the same pack"
+    from hpa_fastai.images import find_samples, open_rgby
+    sid, source = next(iter(find_samples(data/'test').items()))
+    for c, f in source.items(): Image.fromarray(np.asarray(Image.open(f)).astype(np.uint16)*257).save(tmp_path/f.name)
+    assert np.array_equal(open_rgby(find_samples(tmp_path)[sid]), open_rgby(source))
+
+@pytest.mark.skipif(not Path('/dev/full').exists() or not hasattr(os, 'geteuid') or os.geteuid() != 0 or not shutil.which('mount'), reason='a small disk can be made by root on Linux only')
+def test_no_space_left(data, tmp_path):
+    small = tmp_path/'small'; small.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=300k', 'none', small], capture_output=True).returncode: pytest.skip('no small disk can be mounted here')
+    try:
+        done = train(data, small/'run')
+        assert done.returncode == 2 and 'space' in done.stderr and 'Traceback' not in done.stderr, done.stderr
+    finally: subprocess.run(['umount', small])

@@ -1,0 +1,156 @@
+"Packs under bad luck: killed, out of space, damaged, built and read by several processes."
+import hashlib, multiprocessing, os, shutil, signal, subprocess, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+import numpy as np, pytest
+from hpa_fastai.labels import DataError
+from hpa_fastai.pack import build_pack, open_pack
+
+size, n = 64, 400
+
+def field(i):
+    "A sample from its number, slowly, as if it had been decoded"
+    time.sleep(.004)
+    rng = np.random.default_rng(int(i))
+    return (rng.gamma(1, 20, (size, size, 4)) + np.linspace(0, 40, size)[:, None, None]).clip(0, 255).astype(np.uint8)
+
+def sources(n=n): return {f'f{i:04d}': str(i) for i in range(n)}
+def digest(folder): return {o.name: hashlib.sha256(o.read_bytes()).hexdigest() for o in sorted(folder.iterdir())}
+
+if __name__ == '__main__':   # started by the tests below: build a pack
+    path, compress, workers, count = sys.argv[1], sys.argv[2] == 'zstd', int(sys.argv[3]), int(sys.argv[4])
+    print('ready', flush=True)
+    build_pack(sources(count), path, size, compress=compress, workers=workers, opener=field, progress=False)
+    if len(sys.argv) > 5:
+        import resource
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    sys.exit()
+
+def command(path, codec='raw', workers=2, count=n, *more): return [sys.executable, __file__, str(path), codec, str(workers), str(count), *map(str, more)]
+
+@pytest.fixture(scope='module', params=['raw', 'zstd'])
+def whole(request, tmp_path_factory):
+    "A pack built without a disturbance, by no other process"
+    return request.param, build_pack(sources(), tmp_path_factory.mktemp('whole')/'pack', size, compress=request.param == 'zstd', workers=0, opener=field, progress=False)
+
+def rows_done(part):
+    try: return int((np.load(part/'rows.npy')['nbytes'] > 0).sum())
+    except (OSError, ValueError): return 0
+
+@pytest.mark.skipif(os.name == 'nt', reason='no kill -9')
+@pytest.mark.parametrize('progress', [0, .1, .5, .9])
+def test_killed_then_run_again_gives_the_same_bytes(whole, tmp_path, progress):
+    codec, expected = whole
+    part = tmp_path/'pack.part'
+    p = subprocess.Popen(command(tmp_path/'pack', codec), stdout=subprocess.PIPE, start_new_session=True)
+    p.stdout.readline()
+    end = time.time() + 120
+    while rows_done(part) < progress*n and p.poll() is None and time.time() < end: time.sleep(.003)
+    p.send_signal(signal.SIGKILL); p.wait()
+    assert not (tmp_path/'pack').exists()
+    with pytest.raises(DataError, match='not finished|no such pack'): open_pack(tmp_path/'pack')
+    kept = rows_done(part)
+    pack = build_pack(sources(), tmp_path/'pack', size, compress=codec == 'zstd', workers=0, opener=field, progress=False)
+    assert kept >= progress*n*.9
+    assert digest(pack.path) == digest(expected.path)
+    with pytest.raises(ProcessLookupError):        # the workers of the killed run have ended too
+        for _ in range(100): os.killpg(p.pid, 0); time.sleep(.1)
+
+def test_a_power_cut_may_lose_any_page(whole, tmp_path):
+    "Rows without their pixels, pixels without their rows, half of a row: all are done again"
+    codec, expected = whole
+    p = subprocess.Popen(command(tmp_path/'pack', codec), stdout=subprocess.PIPE)
+    while rows_done(tmp_path/'pack.part') < n//2: time.sleep(.005)
+    p.kill(); p.wait()
+    part = tmp_path/'pack.part'
+    time.sleep(.5)
+    pixels = next(part.glob('pixels.*'))
+    rng = np.random.default_rng(0)
+    for f in (pixels, part/'rows.npy'):
+        with open(f, 'r+b') as o:
+            for at in rng.integers(1024, f.stat().st_size - 512, 12): o.seek(at); o.write(bytes(512))
+    pack = build_pack(sources(), tmp_path/'pack', size, compress=codec == 'zstd', workers=0, opener=field, progress=False)
+    pack.verify(progress=False)
+    if codec == 'raw': assert digest(pack.path) == digest(expected.path)
+    assert (pack.gather(slice(None)) == expected.gather(slice(None))).all()
+
+def test_every_flipped_byte_is_noticed(whole, tmp_path):
+    codec, expected = whole
+    rng = np.random.default_rng(0)
+    for name in digest(expected.path):
+        for _ in range(5):
+            copy = Path(shutil.copytree(expected.path, tmp_path/'copy'))
+            with open(copy/name, 'r+b') as f:
+                at = rng.integers(128 if name == 'pixels.npy' else 0, (copy/name).stat().st_size)
+                f.seek(at); b = f.read(1)[0]; f.seek(at); f.write(bytes([b ^ int(rng.integers(1, 256))]))
+            with pytest.raises(DataError) as e: open_pack(copy).verify(progress=False)
+            assert '\n' not in str(e.value) and 'copy' in str(e.value)
+            shutil.rmtree(copy)
+
+def test_several_builders_end_with_one_pack(whole, tmp_path):
+    codec, expected = whole
+    running = [subprocess.Popen(command(tmp_path/'pack', codec, 0), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for p in running: assert not p.communicate()[1] and not p.returncode
+    assert digest(tmp_path/'pack') == digest(expected.path)
+
+def checksum(pack, seed):
+    idxs = np.random.default_rng(seed).permutation(len(pack))
+    return sum(int(pack.gather(o).sum(dtype=np.int64)) for o in np.array_split(idxs, 9))
+
+def sleepless(pack, seed): return checksum(pack, seed)
+
+@pytest.mark.parametrize('method', multiprocessing.get_all_start_methods())
+def test_several_readers(whole, method):
+    _, pack = whole
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as ex:
+        sums = list(ex.map(checksum, [pack]*4, range(4)))
+    assert len(set(sums)) == 1 and sums[0] == checksum(pack, 5)
+
+@pytest.mark.skipif(os.name == 'nt', reason='no resource limits')
+def test_no_space_left_keeps_what_is_done(tmp_path):
+    "A limit on the size of files stands in for a full disk"
+    import resource
+    p = subprocess.run(command(tmp_path/'pack', 'zstd', 0), capture_output=True, text=True,
+                       preexec_fn=lambda: (signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))))
+    assert p.returncode and 'DataError' in p.stderr and 'free some space or choose another place, then run again: what is done is kept' in p.stderr
+    kept = rows_done(tmp_path/'pack.part')
+    assert 0 < kept < n
+    assert len(build_pack(sources(), tmp_path/'pack', size, compress=True, workers=0, opener=field, progress=False)) == n
+
+def test_a_full_disk_is_seen_before_the_work_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, 'disk_usage', lambda p: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(DataError, match='needs 0.0 GB and 0.0 GB are free; choose another disk, a smaller size, or compress=True'):
+        build_pack(sources(), tmp_path/'pack', size, opener=field, progress=False)
+    assert not (tmp_path/'pack.part').exists()
+
+def broken(i):
+    if int(i) % 100 == 7: raise DataError(f'{i}.png: not a whole image')
+    return field(i)
+
+def three_channels(i): return field(i)[..., :3]
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_broken_samples_are_counted_and_the_others_kept(tmp_path, workers):
+    with pytest.raises(DataError, match=r'4 of 400 samples could not be packed; the first: 7.png: not a whole image'):
+        build_pack(sources(), tmp_path/'pack', size, opener=broken, workers=workers, progress=False)
+    assert rows_done(tmp_path/'pack.part') == n - 4
+
+def test_an_opener_that_gives_something_else_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r'the opener must give \(height, width, 4\) uint8'): build_pack(sources(3), tmp_path/'pack', size, opener=three_channels, workers=0, progress=False)
+
+def suicidal(i): os.kill(os.getpid(), signal.SIGKILL)
+
+@pytest.mark.skipif(os.name == 'nt', reason='no kill -9')
+def test_a_killed_worker_is_told_in_one_line(tmp_path):
+    with pytest.raises(DataError, match='a packing process was killed.*fewer workers'): build_pack(sources(), tmp_path/'pack', size, opener=suicidal, workers=2, progress=False)
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='ru_maxrss in KiB')
+def test_memory_does_not_grow_with_the_samples(tmp_path):
+    def peak(count): return int(subprocess.run(command(tmp_path/f'{count}', 'raw', 0, count, 'peak'), capture_output=True, text=True, check=True).stdout.split()[-1])/1024
+    assert peak(2000) - peak(200) < 10, 'MiB; the pixels of the larger pack are 31 MiB'
+
+def test_the_order_of_samples_is_kept_and_ids_are_free_text(tmp_path):
+    ids = ['z', 'a', 'Ünï', '10580_1610_C1_1', 'with space']
+    pack = build_pack(dict(zip(ids, '01234')), tmp_path/'pack', size, opener=field, workers=0, progress=False)
+    assert open_pack(pack.path).ids == ids
+    assert (pack[2] == field(2)).all()

@@ -1,0 +1,95 @@
+"What holds for the project as a whole: notebooks and modules agree, names are public once, imports go one way and are quick."
+import ast, builtins, json, os, re, shutil, subprocess, sys, sysconfig
+from pathlib import Path
+import pytest
+
+root = Path(__file__).resolve().parent.parent
+notebooks = sorted(p for p in (root/'nbs').glob('**/*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+modules = {p.stem: p for p in (root/'hpa_fastai').glob('*.py') if p.stem not in ('__init__', 'all', '_modidx')}
+commands = re.findall(r'^\s*(?:console_scripts = )?(hpa-[\w-]+)=', (root/'settings.ini').read_text(), re.M)
+
+def cells(nb): return [(c['cell_type'], ''.join(c['source'])) for c in json.loads(nb.read_text(encoding='utf-8'))['cells']]
+def module_of(nb):
+    found = re.search(r'^#\|\s*default_exp\s+(\w+)', '\n'.join(s for _, s in cells(nb)), re.M)
+    return found and found[1]
+
+def run(*args): return subprocess.run([str(a) for a in args], capture_output=True, text=True, cwd=root)
+
+def copy_of_project(to):
+    for o in ('nbs', 'hpa_fastai'): shutil.copytree(root/o, to/o, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '_quarto.yml'))
+    for o in ('pyproject.toml', 'settings.ini'): shutil.copy(root/o, to/o)
+    return to
+
+def test_modules_are_what_the_notebooks_export(tmp_path):
+    copy = copy_of_project(tmp_path)
+    for name in modules: (copy/f'hpa_fastai/{name}.py').unlink()
+    subprocess.run([sys.executable, '-c', 'from nbdev.export import nb_export\nfrom nbdev.doclinks import nbdev_export\nnbdev_export()'], cwd=copy, check=True, capture_output=True)
+    exported = {p.name for p in (copy/'hpa_fastai').glob('*.py')}
+    assert exported == {p.name for p in (root/'hpa_fastai').glob('*.py')}, 'a module without a notebook, or a notebook whose module is not committed'
+    differ = [n for n in sorted(exported) if (copy/'hpa_fastai'/n).read_text() != (root/'hpa_fastai'/n).read_text()]
+    assert not differ, f'edit the notebook, then run nbdev-export: {differ}'
+
+def test_notebooks_are_clean(tmp_path):
+    copy = copy_of_project(tmp_path)
+    subprocess.run([sys.executable, '-c', 'from nbdev.clean import nbdev_clean\nnbdev_clean()'], cwd=copy, check=True, capture_output=True)
+    differ = [str(nb.relative_to(root)) for nb in notebooks if (copy/nb.relative_to(root)).read_bytes() != nb.read_bytes()]
+    assert not differ, f'run nbdev-clean: {differ}'
+
+def test_readme_is_written_from_index():
+    done = run(sys.executable, 'tools/readme.py', '--check')
+    assert not done.returncode, done.stderr
+
+@pytest.mark.parametrize('nb', notebooks, ids=lambda o: o.stem)
+def test_notebook(nb):
+    "Small enough to read in a browser, every cell is run, and at least one cell asserts for each that exports"
+    code = [s for kind, s in cells(nb) if kind == 'code']
+    exported = [s for s in code if re.search(r'^#\|\s*exports?\b', s, re.M)]
+    asserting = [s for s in code if s not in exported and re.search(r'\b(test_\w+\(|assert |expect_fail|assert_\w+\()', s)]
+    assert len(asserting) >= len(exported)
+    assert nb.stat().st_size < 1_000_000
+    assert not any(re.search(r'^#\|\s*eval:\s*false|skip_exec', s, re.M) for s in code)
+    run_cells = [c for c in json.loads(nb.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    assert not any(o['output_type'] == 'error' for c in run_cells for o in c['outputs'])
+
+def test_imports_go_downstairs():
+    "A module imports only modules whose notebook has a lower number"
+    order = {module_of(nb): i for i, nb in enumerate(notebooks) if nb.parent == root/'nbs' and module_of(nb)}
+    for name, path in modules.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('hpa_fastai.'):
+                used = node.module.split('.')[1]
+                assert used == 'all' or order[used] < order[name], f'{name} imports {used}'
+
+def test_star_import():
+    "Every public name of every module, once, and nothing else"
+    namespace = {}
+    exec('from hpa_fastai import *', namespace)
+    names = {n for n in namespace if n != '__builtins__'}
+    expected = {}
+    for name, path in modules.items():
+        if name in ('cli', 'app'): continue
+        public = next(ast.literal_eval(n.value) for n in ast.parse(path.read_text(encoding='utf-8')).body
+                      if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__')
+        for o in public: expected.setdefault(o, []).append(name)
+    twice = {o: m for o, m in expected.items() if len(m) > 1}
+    assert not twice, f'exported by two modules: {twice}'
+    assert names == set(expected)
+    assert not names & set(modules), 'a name that is also a module'
+    assert not names & set(dir(builtins)), 'a name that hides a builtin'
+    import fastai.vision.all as fastai
+    hidden = {o for o in names if hasattr(fastai, o) and getattr(fastai, o) is not namespace[o]}
+    assert not hidden, f'names that hide fastai\'s: {hidden}'
+
+heavy = {'torch', 'fastai', 'timm', 'pandas', 'numpy', 'matplotlib', 'cv2', 'sklearn', 'skimage'}
+
+def test_import_is_light():
+    loaded = run(sys.executable, '-c', 'import hpa_fastai, sys; print(*sys.modules)').stdout.split()
+    assert 'hpa_fastai' in loaded and not heavy & set(loaded)
+
+@pytest.mark.parametrize('command', commands)
+def test_help_is_light(command):
+    "`--help` answers without the heavy imports"
+    done = subprocess.run([Path(sysconfig.get_path('scripts'))/command, '--help'], capture_output=True, text=True, env={**os.environ, 'PYTHONPROFILEIMPORTTIME': '1'})
+    loaded = {l.rpartition('|')[2].strip() for l in done.stderr.splitlines()}
+    assert done.returncode == 0 and done.stdout.startswith('usage:'), done.stderr
+    assert 'hpa_fastai.cli' in loaded and not heavy & loaded
