@@ -99,7 +99,7 @@ class RandomBlur(ImageWise):
         r = self._width()//2
         k = torch.exp(-torch.arange(-r, r + 1, device=x.device)**2/(2*torch.tensor(sigmas, dtype=torch.float32, device=x.device)[:, None]**2))
         k = (k/k.sum(1, keepdim=True)).repeat_interleave(c, 0)[:, None]
-        y = F.pad(x.float().view(1, n*c, h, w), (r,)*4, mode='reflect')
+        y = F.pad(x.float().reshape(1, n*c, h, w), (r,)*4, mode='reflect')
         y = F.conv2d(F.conv2d(y, k[..., None], groups=n*c), k[..., None, :], groups=n*c)
         return as_bytes(y.view(n, c, h, w), x)
 
