@@ -18,13 +18,14 @@ from .cells import normals
 class Site:
     "One microscope and its habits; every pair is a range for one field"
     psf: tuple = (.10, .18) # Standard deviation of the point spread, µm
-    photons: tuple = (12, 300) # Photons of the protein's brightest parts, in one pixel
-    marker_photons: tuple = (60, 500) # The same for red, blue and yellow
+    photons: tuple = (4, 150) # Photons of the protein's brightest parts, in one pixel
+    marker_photons: tuple = (15, 200) # The same for red, blue and yellow
     black: tuple = (.01, .05) # What is subtracted as background, share of the brightest parts
     gamma: tuple = (.9, 1.25) # Contrast: above 1 darkens the middle
-    bright: tuple = (.9, 1.6) # Brightness of the brightest parts; above 1 is clipped
+    bright: tuple = (.4, 1.3) # Brightness of the protein's brightest parts; above 1 is clipped
+    marker_bright: tuple = (.8, 1.6) # The same for red, blue and yellow
 
-SITES = dict(train=Site(), test=Site(psf=(.12, .22), photons=(8, 200), marker_photons=(40, 350), black=(.02, .07), gamma=(1.0, 1.45), bright=(.75, 1.3)))
+SITES = dict(train=Site(), test=Site(psf=(.12, .22), photons=(3, 100), marker_photons=(12, 150), black=(.02, .07), gamma=(1.0, 1.45), bright=(.35, 1.1), marker_bright=(.7, 1.4)))
 
 # %% ../nbs/01b_optics.ipynb #c2b23859
 def photograph(
@@ -32,11 +33,12 @@ def photograph(
     rng, # numpy's random generator
     um, # µm per pixel
     site, # A `Site`
-    photons, # Photons where light is 1
+    marker=False, # One of the marker stains, or the protein?
     bits=8 # 8 or 16
 ) -> np.ndarray: # (size, size) uint8 or uint16
     "One channel as a microscope sees it"
-    psf, black, gamma, bright = (rng.uniform(*o) for o in (site.psf, site.black, site.gamma, site.bright))
+    psf, black, gamma, bright = (rng.uniform(*o) for o in (site.psf, site.black, site.gamma, site.marker_bright if marker else site.bright))
+    photons = np.exp(rng.uniform(*np.log(site.marker_photons if marker else site.photons)))
     seen = cv2.GaussianBlur(light, (0, 0), max(psf/um, .3))
     seen += black*.6
     seen *= photons

@@ -61,8 +61,7 @@ def simulate_field(
     expression = np.where(frame.cells > 0, frame.of_cell(rng.lognormal(0, rng.uniform(.1, .6), len(frame.centre))), 1)
     haze = rng.uniform(0, .06)*frame.body*np.maximum(1 + .3*frame.clouds(.6), 0)
     light['green'] = (haze + sum(rng.uniform(.45, 1)*a for a in patterns.values()))*expression
-    few, many = np.log(site.photons), np.log(site.marker_photons)
-    image = np.stack([photograph(light[c]*0 if c in missing else light[c], rng, frame.um, site, np.exp(rng.uniform(*(few if c == 'green' else many))), bits) for c in CHANNELS], 2)
+    image = np.stack([photograph(light[c], rng, frame.um, site, c != 'green', bits) for c in CHANNELS], 2)
     for c in missing: image[..., CHANNELS.index(c)] = 0
     return Field(image, labels, frame.nuclei, frame.cells, patterns)
 

@@ -1,0 +1,115 @@
+#!/usr/bin/env python
+"""The simulator in figures: fields a second for each class, where the time goes, intensities beside real files, and whether a blurred image would do.
+
+    python benchmarks/simulate.py speed                      # 512 px fields of 12 cells
+    python benchmarks/simulate.py intensity --real DIR       # DIR holds real ID_{red,green,blue,yellow}.png
+    python benchmarks/simulate.py blurred --minutes 10       # a network on the images against one on 4x4 blurred intensities
+"""
+import argparse, cProfile, os, pstats, re, time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from hpa_fastai.labels import CHANNELS, LABELS
+from hpa_fastai.simulate import draw_label_sets, simulate_field
+
+def field_time(job):
+    "Seconds for one field"
+    label, seed = job
+    start = time.perf_counter()
+    simulate_field(label, 512, [label, seed], n_cells=12)
+    return time.perf_counter() - start
+
+def speed(n, workers):
+    "Fields a second for each class, with all workers busy; and the share of each step"
+    cv2.setNumThreads(0) # the processes are the parallelism
+    with ProcessPoolExecutor(workers) as pool:
+        list(pool.map(field_time, [(0, i) for i in range(2*workers)]))
+        start = time.time()
+        took = np.array(list(pool.map(field_time, [(label, i) for label in range(28) for i in range(n)], chunksize=4))).reshape(28, n).mean(1)
+        total = 28*n/(time.time() - start)
+    print(pd.DataFrame({'label': LABELS, 'fields/s': (workers/took).round(1)}).to_string())
+    print(f'\n{workers} workers, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores: median class {workers/np.median(took):.1f} fields/s, slowest {workers/took.max():.1f}, all together {total:.1f}')
+    profile = cProfile.Profile()
+    profile.enable()
+    for label in range(28): field_time((label, 0))
+    profile.disable()
+    rows = pd.DataFrame([(f'{Path(k[0]).stem}.{k[2]}', v[0], v[2], v[3]) for k,v in pstats.Stats(profile).stats.items()], columns=['step', 'calls', 'own', 'all'])
+    whole = rows.own.sum()
+    for name in ('own', 'all'): rows[f'{name} %'] = (100*rows[name]/whole).round(1)
+    ours = rows[rows.step.str.match(r'(cells|patterns|optics|simulate)\.[a-z_]+$')]
+    print('\n', ours.sort_values('all', ascending=False)[['step', 'calls', 'own %', 'all %']].head(16).to_string(index=False))
+
+def statistics(a):
+    "Mean, standard deviation, share of dark pixels, and slope of the power spectrum of one channel"
+    a = a.astype(np.float32)/255
+    n = len(a)
+    window = np.outer(np.hanning(n), np.hanning(n))
+    power = np.abs(np.fft.fftshift(np.fft.fft2((a - a.mean())*window)))**2
+    y, x = np.indices(a.shape) - n//2
+    ring = np.hypot(y, x).astype(int).ravel()
+    mean = np.bincount(ring, power.ravel())/np.bincount(ring)
+    k = np.arange(n//64, n*25//64)
+    return dict(mean=a.mean(), std=a.std(), dark=(a < .02).mean(), slope=np.polyfit(np.log(k), np.log(mean[k] + 1e-9), 1)[0])
+
+def intensity(real, n, workers):
+    "Statistics of simulated fields beside real files of the same size"
+    rows = []
+    for path in sorted(Path(real).rglob('*.png')):
+        if m := re.search(r'_(red|green|blue|yellow)\.png$', path.name): rows.append(dict(source='real', channel=m[1], **statistics(cv2.imread(str(path), 0))))
+    cv2.setNumThreads(0)
+    sets = draw_label_sets(n, 5)
+    with ProcessPoolExecutor(workers) as pool:
+        for site in ('train', 'test'):
+            for got in pool.map(_field_statistics, [(s, i, site) for i,s in enumerate(sets)], chunksize=4): rows += [dict(source=f'simulated, {site}', **o) for o in got]
+    df = pd.DataFrame(rows)
+    table = df.melt(['source', 'channel'], var_name='statistic').groupby(['channel', 'statistic', 'source']).value.describe(percentiles=[.1, .5, .9])[['mean', '10%', '50%', '90%']].unstack('source')
+    out = pd.DataFrame({src: [f'{table.loc[i, ("mean", src)]:.3f} ({table.loc[i, ("10%", src)]:.3f} to {table.loc[i, ("90%", src)]:.3f})' for i in table.index] for src in df.source.unique()}, index=table.index)
+    out['within'] = [all(table.loc[i, ('10%', 'real')] <= table.loc[i, ('50%', src)] <= table.loc[i, ('90%', 'real')] for src in df.source.unique() if src != 'real') for i in table.index]
+    print(f'mean (10 % to 90 % of the images); real: {(df.source == "real").sum()} files, simulated: {n} fields a site\n')
+    print(out.to_string())
+    print(f'\n{out.within.sum()} of {len(out)}: the median of simulated fields lies between the 10 % and 90 % of real files')
+
+def _field_statistics(job):
+    labels, seed, site = job
+    image = simulate_field(labels, 512, [seed, 5], site=site).image
+    return [dict(channel=c, **statistics(image[..., i])) for i,c in enumerate(CHANNELS)]
+
+def blurred(minutes, n_test):
+    "Balanced accuracy of a network that sees the pattern, and of the same data as 4x4 intensities"
+    from sklearn.ensemble import ExtraTreesClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sim_to_real import predict, simulate, train
+    start = time.time()
+    x, y = simulate(20_000, .35*60*minutes, 224, .30, 4)
+    tx, ty = simulate(n_test, 1e9, 224, .30, 4, seed=50_000_000)
+    def pool(x): return np.stack([cv2.resize(o, (4, 4), interpolation=cv2.INTER_AREA) for o in x]).reshape(len(x), -1).astype(np.float32)**.5
+    small, tsmall = pool(x), pool(tx)
+    model, _ = train(x, y, minutes - (time.time() - start)/60)
+    rows = [('network on the images', (predict(model, tx, scales=(1.,)).argmax(1) == ty).mean())]
+    for name,o in {'4x4 intensities, logistic regression': make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)), '4x4 intensities, 500 random trees': ExtraTreesClassifier(500, n_jobs=2)}.items():
+        rows.append((name, (o.fit(small, y).predict(tsmall) == ty).mean()))
+    rows.append(('chance', 1/28))
+    print(f'\n{len(x)} fields to train on, {len(tx)} unseen, {(time.time() - start)/60:.1f} min, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores')
+    print(pd.DataFrame(rows, columns=['what is seen', 'accuracy']).round(3).to_string(index=False))
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('what', choices=['speed', 'intensity', 'blurred'])
+    p.add_argument('--real', help='folder of real PNGs, for intensity')
+    p.add_argument('--n', type=int, default=8, help='fields per class (speed), or tenfold per site (intensity)')
+    p.add_argument('--workers', type=int, default=os.cpu_count())
+    p.add_argument('--minutes', type=float, default=10)
+    a = p.parse_args()
+    if a.what == 'speed': speed(a.n, a.workers)
+    elif a.what == 'intensity':
+        if not a.real: p.error('intensity needs --real DIR with real PNGs')
+        intensity(a.real, 10*a.n, a.workers)
+    else: blurred(a.minutes, 560)
+
+if __name__ == '__main__': main()
