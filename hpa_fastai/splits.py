@@ -8,7 +8,6 @@ __all__ = ['stratified_folds', 'fold_counts', 'stratified_holdout', 'join_groups
 # %% ../nbs/04_splits.ipynb #cadaf09d
 import numpy as np
 import pandas as pd
-from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -25,7 +24,7 @@ def _sorted_by_id(df, groups, labels):
     if len(twice): raise DataError(f'the list repeats the Id {twice.iloc[0]}; keep one row for each Id')
     order = np.argsort(df.Id.to_numpy(str), kind='stable')
     y = _encode(df, labels)[order]
-    if groups is None: return order, y, None
+    if groups is None: return order, y, np.arange(len(df))
     if isinstance(groups, str):
         if groups not in df: raise DataError(f'no column {groups!r} in the list (it has {", ".join(df.columns)}); name the one that holds the groups')
         groups = df[groups]
@@ -39,19 +38,21 @@ def _deal(y, codes, shares, seed):
     "Deal whole groups out to parts so that every label, and the rows, come near their `shares`"
     counts = np.zeros((codes.max() + 1, y.shape[1] + 1))
     np.add.at(counts, codes, np.column_stack([y, np.ones(len(y))]))
-    goal = np.outer(shares, counts.sum(0))
-    weight = 1/np.maximum(goal, 1)**2                # the deviation that counts is relative: one image more of a rare label is much
-    rng = np.random.default_rng(seed)
-    groups = rng.permutation(len(counts))
-    groups = groups[np.argsort(-(counts/np.maximum(counts.sum(0), 1)).max(1)[groups], kind='stable')]
-    part, excess = np.full(len(counts), -1), -goal   # excess: what each part has too much of
+    total = counts.sum(0)
+    goal = np.outer(shares, total)
+    weight = 1/np.maximum(goal, 1)**2                # what counts is the relative deviation: one image too many of a rare label is much
+    groups = np.random.default_rng(seed).permutation(len(counts))
+    groups = groups[np.argsort(-(counts/np.maximum(total, 1)).max(1)[groups], kind='stable')]
+    part = np.full(len(counts), -1)
+    # adding counts c to a part with the excess e raises Σ weight·e² by Σ 2·weight·e·c + Σ weight·c²
+    slope, own = -2*weight*goal, counts**2 @ weight.T
     for _ in range(30):
         before = part.copy()
         for g in groups:
-            c = counts[g]
-            if part[g] >= 0: excess[part[g]] -= c
-            part[g] = (weight*c*(2*excess + c)).sum(1).round(9).argmin()
-            excess[part[g]] += c
+            c, p = counts[g], part[g]
+            if p >= 0: slope[p] -= 2*weight[p]*c
+            p = part[g] = (slope @ c + own[g]).round(9).argmin()
+            slope[p] += 2*weight[p]*c
         if (part == before).all(): break
     return part[codes]
 
@@ -65,11 +66,9 @@ def stratified_folds(
     "Divide a list into folds in which every label has its share"
     if not 2 <= n_folds <= len(df): raise DataError(f'{n_folds} folds of {len(df)} rows; choose 2 to {len(df)}')
     order, y, codes = _sorted_by_id(df, groups, labels)
+    if len(set(codes)) < n_folds: raise DataError(f'{len(set(codes))} groups for {n_folds} folds; choose fewer folds')
     fold = np.empty(len(df), int)
-    if codes is None:
-        splits = MultilabelStratifiedKFold(n_folds, shuffle=True, random_state=seed).split(y, y)
-        for k, (_, valid) in enumerate(splits): fold[order[valid]] = k
-    else: fold[order] = _deal(y, codes, np.full(n_folds, 1/n_folds), seed)
+    fold[order] = _deal(y, codes, np.full(n_folds, 1/n_folds), seed)
     return pd.DataFrame(dict(Id=df.Id, fold=fold))
 
 # %% ../nbs/04_splits.ipynb #3ed8a62e
@@ -97,11 +96,9 @@ def stratified_holdout(
     "Hold out a share of the rows, and of each label"
     if not 0 < share < 1: raise DataError(f'a share of {share}; choose one between 0 and 1')
     order, y, codes = _sorted_by_id(df, groups, labels)
-    is_valid = np.zeros(len(df), bool)
-    if codes is None:
-        _, valid = next(MultilabelStratifiedShuffleSplit(1, test_size=share, random_state=seed).split(y, y))
-        is_valid[order[valid]] = True
-    else: is_valid[order] = _deal(y, codes, np.array([1 - share, share]), seed) == 1
+    is_valid = np.empty(len(df), bool)
+    is_valid[order] = _deal(y, codes, np.array([1 - share, share]), seed) == 1
+    if is_valid.all() or not is_valid.any(): raise DataError(f'{share:.0%} of {len(df)} rows in {len(set(codes))} groups leaves one side empty; choose another share')
     return pd.DataFrame(dict(Id=df.Id, is_valid=is_valid))
 
 # %% ../nbs/04_splits.ipynb #23a65a76
