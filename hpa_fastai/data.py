@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ImageFiles', 'image_source', 'OpenRGBY', 'RGBYBlock', 'draw_epoch', 'PackDL', 'LabelNames', 'OpenTargets', 'held_out',
-           'rgby_dls']
+           'rgby_dls', 'source_dl', 'grid_dls']
 
 # %% ../nbs/05a_data.ipynb #cadaf09d
 from fastai.vision.all import *
@@ -164,7 +164,7 @@ class PackDL(TfmdDL):
     def gathers(self):
         "Can whole batches be gathered? Not where there are item transforms or further inputs"
         plain = all(isinstance(f, ToTensor) or f.name == 'noop' for f in [*self.after_item.fs, *self.before_batch.fs])
-        return plain and bool(self.bs) and self.dataset.n_inp == 1 and self.opener is not None
+        return self.opener is not None and plain and bool(self.bs) and self.dataset.n_inp == 1
 
     def before_iter(self):
         super().before_iter()
@@ -309,3 +309,25 @@ def rgby_dls(
     block = DataBlock((RGBYBlock(source), TransformBlock(type_tfms=OpenTargets(df, labels))), splitter=lambda o: (train.tolist(), rows.tolist()), item_tfms=item_tfms, batch_tfms=batch_tfms)
     return block.dataloaders(list(df.Id), bs=bs, crop=crop, size=size, seed=seed, dl_kwargs=[dict(draws=draws), {}],
                              **{'drop_last': len(train) >= bs, **kwargs})
+
+# %% ../nbs/05a_data.ipynb #e4a7f884
+def source_dl(
+    dls, # DataLoaders, as of `rgby_dls`
+    source, # Images: a pack, its path, or a folder of files
+    ids=None, # Which of them, in order; by default all
+    **kwargs # For `DataLoaders.test_dl`: bs, size, …
+) -> PackDL: # Of (TensorRGBY,)
+    "A loader for images of another source, transformed as for validation"
+    source = image_source(source)
+    dl = dls.test_dl(list(source.ids if ids is None else ids), **kwargs)
+    dl.dataset.tls[0].tfms.fs = L(OpenRGBY(source))
+    return dl
+
+# %% ../nbs/05a_data.ipynb #e82ae61e
+def grid_dls(
+    dl, # A `PackDL` with a crop
+    n:int=2 # Crops along each side, evenly spread from edge to edge
+) -> list: # n² loaders, row by row
+    "Loaders that crop the same images at the places of a grid"
+    at = np.linspace(0, 1, n) if n > 1 else [.5]
+    return [dl.new(place=(down, right)) for down in at for right in at]
