@@ -17,6 +17,7 @@ from fastai.vision.all import AdaptiveConcatPool2d, apply_init, create_head, lis
 from timm.models import adapt_input_conv, load_state_dict
 
 from .files import whole_file
+from .gapnet import basic_cnn, gapnet_mask, gapnet_pl
 from .labels import CHANNELS, LABELS, DataError
 
 # %% ../nbs/10_models.ipynb #5890ca4d
@@ -89,7 +90,7 @@ class SpatialAttentionHead(nn.Module):
 HEADS = dict(concat=_concat_head, linear=_linear_head, bestfitting=_bestfitting_head, gapnet_pretrained=_gapnet_pretrained_head, spatial=SpatialAttentionHead)
 
 # %% ../nbs/10_models.ipynb #9a530170
-NETWORKS = {}   # Whole networks of this library: name → function(n_out, dropout, **kwargs) -> Sequential(body, head)
+NETWORKS = dict(gapnet=gapnet_pl, gapnet_mask=gapnet_mask, basic_cnn=basic_cnn)   # Whole networks of this library
 
 def check_body(
     name # A timm model, with its tag or without, or one of `NETWORKS`
@@ -153,7 +154,7 @@ def rgby_model(
     dropout:float=.5, # In the head
     input_norm:bool=False, # Begin with a batch norm of the input?
     **kwargs # To `timm.create_model`, e.g. `img_size=512` for transformers, `drop_path_rate=.1`
-): # `nn.Sequential(body, head)`; its `config` rebuilds it: `rgby_model(**model.config)`
+): # `nn.Sequential(body, head)`; `rgby_model(**model.config)` rebuilds it, `model.pretrained` says whether it started from weights
     "A network for four-channel images and several labels; raises `DataError`"
     check_body(body)
     for name, value, known in ('stem', stem, STEMS), ('head', head, HEADS):
@@ -172,6 +173,6 @@ def rgby_model(
                 conv.weight, conv.in_channels = nn.Parameter(STEMS[stem](conv.weight.detach())), len(CHANNELS)
         net = RGBYBody(net, input_norm)
         model = nn.Sequential(net, HEADS[head](net.num_features, n_out, dropout))
-    if whole: load_weights(model, weights)
-    model.config = config
+    if whole or state and body in NETWORKS: load_weights(model, weights)
+    model.config, model.pretrained = config, bool(state) or weights == 'imagenet' and body not in NETWORKS
     return model

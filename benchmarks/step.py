@@ -1,0 +1,79 @@
+"""What fastai's `Learner` adds to a training step: the same network, batches and optimizer through `rgby_learner` and through a bare PyTorch loop.
+
+    python benchmarks/step.py [--body resnet34] [--size 224] [--bs 16] [--steps 12] [--rounds 5] [--json FILE]
+
+Prints one row for each precision: milliseconds per step of both, and their ratio (median over rounds; the two take turns, so that other work on the machine hits both).
+"""
+import json, statistics, time
+
+import torch
+from fastai.vision.all import DataLoaders, to_device
+from fastcore.script import call_parse
+
+from hpa_fastai.learner import best_precision, rgby_learner
+from hpa_fastai.losses import MultiLabelFocalLoss
+from hpa_fastai.models import rgby_model
+
+
+class Batches(list):
+    "The same batches in every epoch, on the device already: what is timed is the step, not the loading"
+    device, drop_last = None, False
+
+
+def sync(device):
+    if device.type == 'cuda': torch.cuda.synchronize()
+
+
+def bare_epoch(model, batches, loss_func, opt, device, dtype):
+    for x, y in batches:
+        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            loss = loss_func(model(x).float(), y)
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+    return loss.item()
+
+
+@call_parse
+def main(
+    body: str = 'resnet34', # timm body
+    size: int = 224, # Side of the images in pixels
+    bs: int = 16, # Images in a batch
+    steps: int = 12, # Steps in a round
+    rounds: int = 5, # Rounds of each
+    json_file: str = None # Write the table there too
+):
+    "Time a training step through the Learner and through a bare loop"
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    g = torch.Generator().manual_seed(0)
+    batch = to_device((torch.randn(bs, 4, size, size, generator=g).contiguous(memory_format=torch.channels_last), (torch.rand(bs, 28, generator=g) < .06).float()), device)
+    rows = []
+    for precision in dict.fromkeys(['fp32', best_precision(device)]):
+        if precision == 'fp16': continue   # the bare loop has no gradient scaler
+        dtype = torch.bfloat16 if precision == 'bf16' else None
+        model = rgby_model(body, weights=None).to(device, memory_format=torch.channels_last)
+        opt, loss_func = torch.optim.AdamW(model.parameters(), 1e-4, fused=True), MultiLabelFocalLoss()
+        dls = DataLoaders(Batches([batch]*steps), Batches(), device=device)
+        dls.c = 28
+        learn = rgby_learner(dls, body, weights=None, precision=precision, log=None, metrics=[])
+        times = dict(learner=[], bare=[])
+        def timed(name, f):
+            sync(device)
+            start = time.perf_counter()
+            f()
+            sync(device)
+            times[name].append((time.perf_counter() - start)/steps*1000)
+        def through_learner():
+            learn.fit(1, 1e-4)
+        def through_loop():
+            model.train()
+            bare_epoch(model, [batch]*steps, loss_func, opt, device, dtype)
+        with learn.no_bar(), learn.no_logging():
+            through_learner(), through_loop()   # warm up
+            for _ in range(rounds): timed('learner', through_learner), timed('bare', through_loop)
+        a, b = (statistics.median(times[k]) for k in ('learner', 'bare'))
+        ratio = statistics.median(x/y for x, y in zip(times['learner'], times['bare']))
+        rows.append(dict(device=str(device), body=body, size=size, bs=bs, precision=precision, learner_ms=round(a, 1), bare_ms=round(b, 1), ratio=round(ratio, 3)))
+        print('  '.join(f'{k} {v}' for k, v in rows[-1].items()), flush=True)
+    if json_file:
+        with open(json_file, 'w') as f: json.dump(rows, f, indent=1)
