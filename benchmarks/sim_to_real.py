@@ -19,6 +19,8 @@ from hpa_fastai.simulate import simulate_field
 
 GALLERY = Site(photons=(40, 2000), marker_photons=(100, 3000), black=(.01, .08), gamma=(.8, 1.5), bright=(.6, 1.6), marker_bright=(.6, 1.6)) # published pictures: long exposures, strong contrast
 
+FINE = .36 # µm per pixel that the network sees
+
 # -- the real images
 
 def without_bar(image):
@@ -94,12 +96,14 @@ def augment(x, rng):
     for i,p in enumerate((.12, 0, .12, .3)[:c]): kept[:,i] = (torch.rand(b, 1, 1) >= p).float()
     return x*kept
 
-def train(images, labels, minutes, body='resnet18', bs=64, lr=2e-3, seed=0, log=print):
+def train(images, labels, minutes, bs=48, lr=2e-3, seed=0, log=print):
     "Train from scratch for so many minutes; one cycle"
-    import timm, torch, torch.nn.functional as F
+    import torch, torch.nn.functional as F
+    from timm.models.resnet import BasicBlock, ResNet
     torch.manual_seed(seed)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    model = timm.create_model(body, pretrained=False, in_chans=images.shape[3], num_classes=28).to(device, memory_format=torch.channels_last)
+    model = ResNet(BasicBlock, [1, 1, 1, 1], channels=(48, 96, 192, 384), in_chans=images.shape[3], num_classes=28).to( # small: what it sees matters more than what it can hold
+        device, memory_format=torch.channels_last)
     opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=.05, fused=True)
     rng, start, step, losses = np.random.default_rng(seed), time.time(), 0, []
     order = iter(())
@@ -114,7 +118,7 @@ def train(images, labels, minutes, body='resnet18', bs=64, lr=2e-3, seed=0, log=
             loss = F.cross_entropy(model(normalise(x.to(device)).contiguous(memory_format=torch.channels_last)).float(), torch.from_numpy(labels[idx]).to(device), label_smoothing=.1)
         opt.zero_grad(); loss.backward(); opt.step()
         step += 1; losses.append(loss.item())
-        if step%50 == 0: log(f'  {100*done:3.0f} %  step {step}  {step*bs/(time.time() - start):.0f} images/s  loss {np.mean(losses[-50:]):.3f}', flush=True)
+        if step%100 == 0: log(f'  {100*done:3.0f} %  step {step}  {step*bs/(time.time() - start):.0f} images/s  loss {np.mean(losses[-100:]):.3f}', flush=True)
     return model.eval(), step*bs
 
 def predict(model, images, scales=(.85, 1., 1.15)):
@@ -155,23 +159,21 @@ def main():
     p.add_argument('--minutes', type=float, default=30, help='for simulation and training together')
     p.add_argument('--json', help='file to write the figures to')
     p.add_argument('--um', type=float, help='µm per pixel of the real images (composites .085; RGBY 164 µm wide)')
-    p.add_argument('--size', type=int, default=224, help='pixels of a simulated field')
-    p.add_argument('--body', default='resnet18', help='a timm network')
+    p.add_argument('--size', type=int, default=176, help='pixels of a simulated field')
     p.add_argument('--seed', type=int, default=0)
     a = p.parse_args()
     start = time.time()
     images, targets, names = read_real(a.real, a.csv)
     n_channels = images[0].shape[2]
     um = a.um or (.085 if n_channels == 3 else 164/images[0].shape[1])
-    fine = .30 # µm per pixel the network sees
-    images = [cv2.resize(o, None, fx=um/fine, fy=um/fine, interpolation=cv2.INTER_AREA) for o in images]
-    print(f'{len(images)} real images, {n_channels} channels, seen at {fine} µm per pixel as {images[0].shape[:2]}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores')
-    x, y = simulate(20_000, .3*60*a.minutes, a.size, fine, n_channels, a.seed*10_000_000)
+    images = [cv2.resize(o, None, fx=um/FINE, fy=um/FINE, interpolation=cv2.INTER_AREA) for o in images]
+    print(f'{len(images)} real images, {n_channels} channels, seen at {FINE} µm per pixel as {images[0].shape[:2]}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores')
+    x, y = simulate(20_000, .3*60*a.minutes, a.size, FINE, n_channels, a.seed*10_000_000)
     print(f'{len(x)} simulated fields in {time.time() - start:.0f} s ({len(x)/(time.time() - start):.0f} a second)', flush=True)
-    model, seen = train(x, y, a.minutes - (time.time() - start)/60, a.body, seed=a.seed)
+    model, seen = train(x, y, a.minutes - (time.time() - start)/60, seed=a.seed)
     probs = predict(model, images)
     out = {k: float(v) if k != 'n' else v for k,v in scores(probs, targets).items()}
-    out |= dict(minutes=round((time.time() - start)/60, 1), fields=len(x), images_seen=seen, body=a.body)
+    out |= dict(minutes=round((time.time() - start)/60, 1), fields=len(x), images_seen=seen, load=os.getloadavg()[0])
     print(f"\ntop-1 {out['top1']:.2f} (chance {out['chance_top1']:.3f})   top-3 {out['top3']:.2f} ({out['chance_top3']:.3f})   mAP {out['map']:.2f} ({out['chance_map']:.3f})   {out['minutes']} min, {seen} images seen")
     print('\nmissed at rank 1: image, true label -> the first three')
     for name,target,pr in zip(names, targets, probs):

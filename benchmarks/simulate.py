@@ -84,10 +84,10 @@ def blurred(minutes, n_test):
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-    from sim_to_real import predict, simulate, train
+    from sim_to_real import FINE, predict, simulate, train
     start = time.time()
-    x, y = simulate(20_000, .35*60*minutes, 224, .30, 4)
-    tx, ty = simulate(n_test, 1e9, 224, .30, 4, seed=50_000_000)
+    x, y = simulate(20_000, .35*60*minutes, 176, FINE, 4)
+    tx, ty = simulate(n_test, 1e9, 176, FINE, 4, seed=50_000_000)
     def pool(x): return np.stack([cv2.resize(o, (4, 4), interpolation=cv2.INTER_AREA) for o in x]).reshape(len(x), -1).astype(np.float32)**.5
     small, tsmall = pool(x), pool(tx)
     model, _ = train(x, y, minutes - (time.time() - start)/60)

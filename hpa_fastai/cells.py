@@ -198,7 +198,7 @@ class Frame:
     @cached_property
     def net(self): return reticulum(self)
 
-def _inside(mask, um): return cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3)*np.float32(um)
+def _inside(mask, um): return np.minimum(cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3), np.float32(1e4))*np.float32(um) # no border in sight is far
 
 def _apart(cells): # the cells without the pixels in which they touch another
     same = cells > 0

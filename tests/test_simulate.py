@@ -1,0 +1,105 @@
+"What the simulator promises, beyond its notebooks: any size, label set and seed; any number of workers; a fork after OpenCV's threads."
+import hashlib, subprocess, sys
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from hpa_fastai.cells import CELL_LINES
+from hpa_fastai.labels import LABELS, DataError, encode_targets, read_labels
+from hpa_fastai.patterns import PATTERNS, pattern, pattern_names
+from hpa_fastai.simulate import draw_label_sets, simulate_dataset, simulate_field
+
+label_sets = st.lists(st.integers(0, 27), min_size=1, max_size=4, unique=True)
+
+@settings(max_examples=60, deadline=None)
+@given(labels=label_sets, size=st.integers(16, 300), seed=st.integers(0, 2**32), um=st.floats(.1, 1.5), site=st.sampled_from(['train', 'test']))
+def test_any_field(labels, size, seed, um, site):
+    f = simulate_field(labels, size, seed, um, site=site)
+    assert f.image.shape == (size, size, 4) and f.image.dtype == np.uint8
+    assert f.labels == tuple(sorted(labels)) == tuple(sorted(f.patterns))
+    assert all(f.image[..., c].max() > 0 for c in (0, 1, 3)), 'a stain is all dark'
+    assert f.nuclei.shape == f.cells.shape == (size, size) and f.cells.min() == 0 or f.cells.min() > 0
+    assert (f.cells[f.nuclei > 0] == f.nuclei[f.nuclei > 0]).all()
+    for a in f.patterns.values(): assert a.shape == (size, size) and np.isfinite(a).all() and a.min() >= 0
+
+@pytest.mark.parametrize('label', range(28))
+def test_the_pattern_is_in_green(label):
+    "Green holds more light where the pattern's truth is, on the mean of a few fields"
+    more = []
+    for seed in range(4):
+        f = simulate_field(label, 384, [seed, label])
+        truth, green = f.patterns[label], f.image[..., 1].astype(float)
+        assert truth.max() > .5, 'the label is not to be seen'
+        more.append(green[truth > .5].mean()/max(green.mean(), 1e-6))
+    assert np.mean(more) > 1.3
+
+def test_same_seed_same_bytes():
+    for site in ('train', 'test'):
+        a, b = (simulate_field('0 25 7', 128, [3, 4], site=site) for _ in range(2))
+        assert (a.image == b.image).all() and (a.cells == b.cells).all() and all((a.patterns[k] == b.patterns[k]).all() for k in a.patterns)
+    assert (simulate_field(0, 128, 1).image != simulate_field(0, 128, 2).image).any()
+
+def test_threads_do_not_matter():
+    before = cv2.getNumThreads()
+    images = []
+    for n in (0, 4):
+        cv2.setNumThreads(n); images.append(simulate_field(23, 256, 5).image)
+    cv2.setNumThreads(before)
+    assert (images[0] == images[1]).all()
+
+def _digest(folder): return {str(o.relative_to(folder)): hashlib.sha1(o.read_bytes()).hexdigest() for o in sorted(folder.rglob('*')) if o.is_file()}
+
+def test_dataset_is_the_same_with_any_number_of_workers(tmp_path):
+    kw = dict(n=20, n_test=6, size=64, seed=7, progress=False, twins=.2, label_noise=.2, masks=True)
+    digests = [_digest(simulate_dataset(tmp_path/str(w), workers=w, **kw)) for w in (0, 1, 2, 3)]
+    assert len(digests[0]) == 26*6 + 4 and all(o == digests[0] for o in digests)
+    simulate_dataset(tmp_path/'0', workers=0, **kw) # over an old one
+    assert _digest(tmp_path/'0') == digests[0]
+
+def test_no_deadlock_after_opencv_threads(tmp_path):
+    "A process forked while OpenCV holds threads must not wait for them"
+    code = f'''
+import cv2, numpy as np
+from hpa_fastai.simulate import simulate_dataset
+if __name__ == '__main__':
+    a = np.random.randint(0, 255, (1500, 1500, 3), np.uint8)
+    for _ in range(5): cv2.resize(a, (300, 300), interpolation=cv2.INTER_AREA); cv2.GaussianBlur(a, (0, 0), 3)
+    simulate_dataset({str(tmp_path)!r}, n=16, n_test=0, size=32, workers=2, progress=False)
+'''
+    script = tmp_path/'run.py'; script.write_text(code)
+    subprocess.run([sys.executable, str(script)], check=True, timeout=120)
+    assert len(read_labels(tmp_path/'train.csv')) == 16
+
+def test_balanced_and_real_frequencies():
+    y = encode_targets(draw_label_sets(2000, 1, balanced=True)).sum(0)
+    assert y.max() - y.min() <= 2
+    assert encode_targets(draw_label_sets(2000, 1)).sum(0)[0] > 600
+    assert draw_label_sets(50, 3) == draw_label_sets(50, 3)
+
+def test_sites_differ():
+    means = {site: np.mean([simulate_field(0, 128, s, site=site).image.mean() for s in range(30)]) for site in ('train', 'test')}
+    assert means['test'] < .95*means['train'] # the competition's test images are darker
+
+def test_options():
+    f = simulate_field('0 25', 96, 1, missing=('yellow', 'red'), bits=16)
+    assert f.image.dtype == np.uint16 and not f.image[..., [0, 3]].any() and f.image[..., 1].max() > 255
+    for line in CELL_LINES: assert simulate_field(0, 96, 1, line=line, n_cells=3).cells.max() > 0
+    with pytest.raises(DataError, match='unknown label'): simulate_field(28, 64)
+    with pytest.raises(DataError): simulate_field('', 64)
+
+def test_divisions_and_neighbours_are_there():
+    assert len(np.unique(simulate_field(16, 256, 0).nuclei)) > 2
+    assert simulate_field(17, 256, 0).patterns[17].max() > .5
+    assert simulate_field(22, 256, 0).patterns[22].max() > .5
+
+def test_a_29th_pattern(tmp_path):
+    @pattern('Halo')
+    def halo(f): return f.cyto
+    try:
+        assert pattern_names()[28] == 'Halo' and simulate_field('0 28', 64).labels == (0, 28)
+        assert set(' '.join(draw_label_sets(200, balanced=True)).split()) == {str(i) for i in range(29)}
+    finally: del PATTERNS['Halo']
+    assert pattern_names() == LABELS
