@@ -57,15 +57,15 @@ class AutoMixedPrecision(MixedPrecision):
 # %% ../nbs/11_learner.ipynb #e5392c6e
 class EpochLog(CSVLogger):
     "One CSV for all fits of a learner, one row for each epoch; quiet during `validate`, `get_preds`, `lr_find` and `no_logging`"
-    def __init__(self, fname='log.csv'): super().__init__(fname)
+    def __init__(self, fname='log.csv'): self.fname, self.begun = fname, False
 
     def before_fit(self):
         self.run = self.learn.logger is not noop
         if not self.run: return
         self.path.mkdir(parents=True, exist_ok=True)
-        self.file = (self.path/self.fname).open('a' if self.append else 'w', encoding='utf-8')
-        if not self.append: self.file.write(','.join(self.recorder.metric_names) + '\n')
-        self.append, self.old_logger, self.learn.logger = True, self.learn.logger, self._write_line
+        self.file = (self.path/self.fname).open('a' if self.begun else 'w', encoding='utf-8')
+        if not self.begun: self.file.write(','.join(self.recorder.metric_names) + '\n')
+        self.begun, self.old_logger, self.learn.logger = True, self.learn.logger, self._write_line
 
 # %% ../nbs/11_learner.ipynb #3a130d62
 @delegates(Learner.__init__)
@@ -99,5 +99,5 @@ def rgby_learner(
     cbs = L(cbs) + ([] if precision == 'fp32' else [AutoMixedPrecision(precision)]) + ([EpochLog(log)] if log else [])
     learn = Learner(dls, model, loss_func=loss_func or MultiLabelFocalLoss(), splitter=rgby_splitter, opt_func=opt_func, cbs=cbs,
                     metrics=L(MacroF1(), MeanAP()) if metrics is None else metrics, **kwargs)
-    if isinstance(body, str) and weights not in (None, 'none'): learn.freeze_body()
+    if getattr(model, 'pretrained', False): learn.freeze_body()
     return learn
