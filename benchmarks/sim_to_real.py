@@ -52,7 +52,7 @@ def draw(job):
     seed, size, um, n_channels = job
     rng = np.random.default_rng([seed, 99])
     label = seed%28
-    labels = [label] if rng.random() < .85 else [label, rng.choice([0, 25])]
+    labels = [label] if rng.random() < .93 else [label, rng.choice([0, 25])]
     site = GALLERY if n_channels == 3 else rng.choice(['train', 'test'])
     return simulate_field([int(i) for i in labels], size, seed, um*rng.uniform(.85, 1.35), site=site).image[..., :n_channels], label
 
@@ -96,7 +96,7 @@ def augment(x, rng):
     for i,p in enumerate((.12, 0, .12, .3)[:c]): kept[:,i] = (torch.rand(b, 1, 1) >= p).float()
     return x*kept
 
-def train(images, labels, minutes, bs=48, lr=2e-3, seed=0, log=print):
+def train(images, labels, minutes, bs=32, lr=2e-3, seed=0, log=print):
     "Train from scratch for so many minutes; one cycle"
     import torch, torch.nn.functional as F
     from timm.models.resnet import BasicBlock, ResNet
@@ -118,7 +118,7 @@ def train(images, labels, minutes, bs=48, lr=2e-3, seed=0, log=print):
             loss = F.cross_entropy(model(normalise(x.to(device)).contiguous(memory_format=torch.channels_last)).float(), torch.from_numpy(labels[idx]).to(device), label_smoothing=.1)
         opt.zero_grad(); loss.backward(); opt.step()
         step += 1; losses.append(loss.item())
-        if step%100 == 0: log(f'  {100*done:3.0f} %  step {step}  {step*bs/(time.time() - start):.0f} images/s  loss {np.mean(losses[-100:]):.3f}', flush=True)
+        if step%50 == 0: log(f'  {100*done:3.0f} %  step {step}  {step*bs/(time.time() - start):.0f} images/s  loss {np.mean(losses[-50:]):.3f}', flush=True)
     return model.eval(), step*bs
 
 def predict(model, images, scales=(.85, 1., 1.15)):
@@ -168,7 +168,7 @@ def main():
     um = a.um or (.085 if n_channels == 3 else 164/images[0].shape[1])
     images = [cv2.resize(o, None, fx=um/FINE, fy=um/FINE, interpolation=cv2.INTER_AREA) for o in images]
     print(f'{len(images)} real images, {n_channels} channels, seen at {FINE} µm per pixel as {images[0].shape[:2]}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores')
-    x, y = simulate(20_000, .3*60*a.minutes, a.size, FINE, n_channels, a.seed*10_000_000)
+    x, y = simulate(20_000, .2*60*a.minutes, a.size, FINE, n_channels, a.seed*10_000_000)
     print(f'{len(x)} simulated fields in {time.time() - start:.0f} s ({len(x)/(time.time() - start):.0f} a second)', flush=True)
     model, seen = train(x, y, a.minutes - (time.time() - start)/60, seed=a.seed)
     probs = predict(model, images)

@@ -59,12 +59,18 @@ class Frame:
     @cached_property
     def cyto(self): return self.body - self.nucleus
     @cached_property
-    def edge(self): return _inside(_apart(self.cells), self.um) # µm from the cell's edge, inside it
+    def apart(self): # the cells without the pixels in which they touch another
+        same = self.cells > 0
+        across, down = self.cells[:,1:] == self.cells[:,:-1], self.cells[1:] == self.cells[:-1]
+        same[:,1:] &= across; same[1:] &= down
+        return same
+    @cached_property
+    def edge(self): return _inside(self.apart, self.um) # µm from the cell's edge, inside it
     @cached_property
     def rim(self): return np.where(self.nuclei > 0, -_inside(self.nuclei > 0, self.um), _inside(self.nuclei == 0, self.um)) # µm from the nucleus, negative inside
     @cached_property
     def wall(self): # a push away from the borders of the cytoplasm, 1 at the border and 0 from 2 µm on
-        d = _inside(_apart(self.cells) & (self.nuclei == 0), self.um)
+        d = _inside(self.apart & (self.nuclei == 0), self.um)
         smooth = self.blur(d, .5)
         slope = np.stack([cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)])
         return slope/np.maximum(cv2.magnitude(*slope), 1e-6)*np.clip(1 - d/2, 0, 1)*self.cyto
@@ -95,12 +101,6 @@ class Frame:
         return self.drawn[draw]
 
 def _inside(mask, um): return np.minimum(cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3), np.float32(1e4))*np.float32(um) # no border in sight is far
-
-def _apart(cells): # the cells without the pixels in which they touch another
-    same = cells > 0
-    across, down = cells[:,1:] == cells[:,:-1], cells[1:] == cells[:-1]
-    same[:,1:] &= across; same[1:] &= down
-    return same
 
 # %% ../nbs/01a_cells.ipynb #4f73a3dc
 def place_cells(

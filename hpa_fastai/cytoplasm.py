@@ -35,7 +35,7 @@ def plasma_membrane(f):
     if f.rng.random() < .3: return f.body*np.maximum(1 + .25*f.clouds(.5) + .2*f.clouds(4.), 0) + .8*np.exp(-(f.edge/.5)**2)*f.body
     band = np.exp(-(f.edge/f.rng.uniform(.3, .9))**2)*f.body*np.maximum(1 + .4*f.clouds(4.), .1)
     outer = (f.edge > 0)*(f.edge < 1.2)*f.body
-    start = f.scatter(outer*f.rng.choice([0., .3, 2.])*np.clip(f.clouds(10.) + .7, 0, 1)*f.um**2)
+    start = f.scatter(outer*f.rng.choice([0., 1., 3.])*np.clip(f.clouds(10.) + .7, 0, 1)*f.um**2)
     sy, sx = np.clip(start[:,::-1]/f.um, 0, f.size - 1).astype(int).T
     away = np.arctan2(-f.wall[1, sy, sx], -f.wall[0, sy, sx])
     away = away + f.rng.normal(0, .25, len(away))
@@ -61,7 +61,7 @@ def intermediate_filaments(f):
     n = len(start)
     points, exist = f.grow(start, f.rng.uniform(0, 6.3, n), f.rng.gamma(3, 4.5, n), f.rng.uniform(.18, .45), wall=f.wall)
     net = f.lines(points, exist, f.rng.gamma(2, .5, n))*(1 - .8*f.nucleus)
-    return lit(net) + f.cyto*np.exp(-np.maximum(f.rim, 0)/8)*f.rng.uniform(.05, .4)
+    return lit(net) + f.cyto*np.exp(-np.maximum(f.rim, 0)/8)*f.rng.uniform(.05, .25)
 
 @pattern('Actin filaments', line='spread')
 def actin_filaments(f):

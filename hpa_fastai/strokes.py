@@ -81,18 +81,21 @@ def grow(
     points, exist = np.zeros((steps, n, 2), np.float32), np.zeros((steps, n), bool)
     pos, dirs, left = np.array(start, np.float32), np.exp(1j*np.asarray(heading)).astype(np.complex64).view(np.float32).reshape(-1, 2), np.asarray(length)
     turns = np.exp(1j*normals(rng, steps, n)*np.float32(wiggle*step**.5)).astype(np.complex64)
-    row, home = np.arange(n), None
+    row, home, flat = np.arange(n), None, inside.ravel()
+    pushes = None if wall is None else np.ascontiguousarray(wall.reshape(2, -1).T)
     for i in range(steps):
-        at = (pos/np.float32(um)).astype(np.int32)
-        there = inside[tuple(np.clip(at[:,::-1], 0, size - 1).T)]
+        x, y = (pos/np.float32(um)).astype(np.int32).T
+        alive = (x < size) & (y < size) & (pos[:,0] >= 0) & (pos[:,1] >= 0) & (i*step < left)
+        at = np.where(alive, y*size + x, 0)
+        there = flat[at]
         if home is None: home = there
-        alive = (there == home) & (there > 0) & (i*step < left) & ((at >= 0) & (at < size) & (pos >= 0)).all(1)
+        alive &= (there == home) & (there > 0)
         if not alive.all(): pos, dirs, left, row, home, at = (o[alive] for o in (pos, dirs, left, row, home, at))
         if not len(row): break
         points[i, row], exist[i, row] = pos, True
         dirs = (np.ascontiguousarray(dirs).view(np.complex64)*turns[i, row, None]).view(np.float32)
         if wall is not None:
-            push = wall[:, at[:,1], at[:,0]].T
+            push = pushes[at]
             dirs = dirs - push*np.minimum((dirs*push).sum(1, keepdims=True), 0)
             dirs /= np.maximum(np.sqrt((dirs*dirs).sum(1, keepdims=True)), 1e-3)
         pos = pos + dirs*np.float32(step)
