@@ -121,6 +121,11 @@ def draw_epoch(
     rows = order[np.searchsorted(edges, rng.random() + np.arange(total), side='right').clip(max=len(order)-1)]
     return rng.permutation(rows)
 
+def _stack(ys):
+    "`fa_collate` for one target of a batch; tensors quicker"
+    if not isinstance(ys[0], Tensor): return fa_collate(list(ys))
+    return torch.stack([y.as_subclass(Tensor) for y in ys]).as_subclass(type(ys[0]))
+
 class PackDL(TfmdDL):
     "A `TfmdDL` whose batches are gathered as a whole, a thread ahead of the network"
     @delegates(TfmdDL.__init__)
@@ -218,7 +223,7 @@ class PackDL(TfmdDL):
         else:
             for o, img in zip(out.numpy(), source.gather(rows, out=self.pool.empty(len(idxs), side, side, 4).numpy(), crop=crop)): o[:] = resize_rgby(img, self.size)
         ys = zip(*map(self._target, idxs))
-        return (out.permute(0, 3, 1, 2).as_subclass(TensorRGBY), *(fa_collate(list(o)).as_subclass(type(o[0])) for o in ys))
+        return (out.permute(0, 3, 1, 2).as_subclass(TensorRGBY), *map(_stack, ys))
 
     @property
     def rows(self):

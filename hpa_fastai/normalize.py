@@ -30,7 +30,7 @@ class BufferPool:
         dtype=torch.uint8 # Its type
     ) -> Tensor: # On the CPU, contents undefined
         "A tensor whose memory nobody else holds"
-        nbytes = int(np.prod(shape))*torch.empty(0, dtype=dtype).element_size()
+        nbytes = math.prod(shape)*torch.empty(0, dtype=dtype).element_size()
         with self.lock:
             free = [o for o, lent in self.buffers if lent() is None and len(o) >= nbytes]
             buffer = free[0] if free else np.empty(nbytes, np.uint8)
