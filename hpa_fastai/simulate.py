@@ -21,7 +21,7 @@ from .labels import CHANNELS, DataError, parse_target, train_label_sets
 from .files import whole_file
 from .strokes import normals
 from .cells import draw_frame
-from .stains import stains
+from .stains import draw_stains
 import hpa_fastai.cytoplasm # registers its patterns
 from .patterns import PATTERNS, lit, pattern_names
 from .optics import SITES, photograph
@@ -59,7 +59,7 @@ def simulate_field(
         frame = draw_frame(size, um_per_px, rng, n_cells=n_cells, **needs)
         drawn = {i: np.maximum(o.draw(frame), 0) for i,o in chosen.items()}
         if all(a.max() > .5 for a in drawn.values()): break
-    light = stains(frame)
+    light = draw_stains(frame)
     patterns = {i: np.clip(lit(frame.blur(a, .12)), 0, 1) if a.max() > .5 else a for i,a in drawn.items()}
     expression = np.where(frame.cells > 0, frame.of_cell(rng.lognormal(0, rng.uniform(.1, .6), len(frame.centre))), 1)
     haze = rng.uniform(0, .06)*frame.body*np.maximum(1 + .3*frame.clouds(.6), 0)
