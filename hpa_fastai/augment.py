@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from .images import TensorRGBY
-from .normalize import BufferPool, RandomSymmetry, SeededTransform, StainNormalize, nhwc
+from .normalize import BufferPool, RandomSymmetry, SeededTransform, StainNormalize, nhwc, sent
 
 # %% ../nbs/06_augment.ipynb #a807eda5
 class ImageWise(SeededTransform):
@@ -32,7 +32,8 @@ class ImageWise(SeededTransform):
         params = self.draw(len(rows), *x.shape[-2:])
         if x.device.type != 'cpu':
             x = x.as_subclass(Tensor).clone()
-            if len(rows): x[rows] = self.change_batch(x[rows], params)
+            idx = sent(rows, x.device)
+            if len(rows): x[idx] = self.change_batch(x[idx], params)
             return x
         src = nhwc(x)
         out = self.pool.empty(*src.shape, dtype=x.dtype)
@@ -75,7 +76,7 @@ class RandomAffine(ImageWise):
 
     def change_batch(self, x, mats):
         half = (np.array(x.shape[:-3:-1]) - 1)/2
-        theta = torch.tensor(mats*np.append(half, 1)/half[:, None], dtype=torch.float32, device=x.device)
+        theta = sent((mats*np.append(half, 1)/half[:, None]).astype(np.float32), x.device)
         y = F.grid_sample(x.float(), F.affine_grid(theta, list(x.shape), align_corners=True), padding_mode='reflection', align_corners=True)
         return as_bytes(y, x)
 
@@ -97,7 +98,7 @@ class RandomBlur(ImageWise):
     def change_batch(self, x, sigmas):
         n, c, h, w = x.shape
         r = self._width()//2
-        k = torch.exp(-torch.arange(-r, r + 1, device=x.device)**2/(2*torch.tensor(sigmas, dtype=torch.float32, device=x.device)[:, None]**2))
+        k = torch.exp(-torch.arange(-r, r + 1, device=x.device)**2/(2*sent(np.float32(sigmas), x.device)[:, None]**2))
         k = (k/k.sum(1, keepdim=True)).repeat_interleave(c, 0)[:, None]
         y = F.pad(x.float().reshape(1, n*c, h, w), (r,)*4, mode='reflect')
         y = F.conv2d(F.conv2d(y, k[..., None], groups=n*c), k[..., None, :], groups=n*c)
@@ -125,7 +126,7 @@ class RandomNoise(ImageWise):
 
     def change_batch(self, x, params):
         top = 255. if x.dtype == torch.uint8 else 1.
-        std = torch.tensor([o[0] for o in params], dtype=torch.float32, device=x.device)[:, None, None, None]
+        std = sent(np.float32([o[0] for o in params]), x.device)[:, None, None, None]
         noise = torch.randn(x.shape, generator=torch.Generator(x.device).manual_seed(int(params[0][1])), device=x.device)
         return as_bytes((x + noise*(x/top).sqrt()*std*top).clip(0, top), x)
 
