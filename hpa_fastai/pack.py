@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import cached_property, partial
+from io import BytesIO
 from pathlib import Path
 
 import cv2
@@ -123,9 +124,17 @@ def open_pack(
         if there != size: raise DataError(f'{path/name}: has {there} bytes instead of {size}; copy it again, or {again}')
     raw = (path/'rows.npy').read_bytes()
     if zlib.crc32(raw) != m['rows_crc32']: raise DataError(f'{path/"rows.npy"}: damaged (wrong checksum); {again}')
-    return Pack(path, plan, np.load(path/'rows.npy', allow_pickle=False))
+    pack, header = Pack(path, plan, np.load(path/'rows.npy', allow_pickle=False)), b'' if plan['compress'] else _header(len(plan['ids']), plan['size'])
+    with open(pack.pixels, 'rb') as f:
+        if f.read(len(header)) != header: raise DataError(f'{pack.pixels}: damaged (wrong header); {again}')
+    return pack
 
 def _part(path): return path.with_name(path.name + '.part')
+
+def _header(n, size):
+    "The first bytes of a `.npy` file of `n` samples"
+    np.lib.format.write_array_header_1_0(f := BytesIO(), dict(descr='|u1', fortran_order=False, shape=(n, size, size, len(CHANNELS))))
+    return f.getvalue()
 
 # %% ../nbs/03_pack.ipynb #07fb25a5
 def _pack_some(todo, pixels, size, compress, opener):
@@ -151,7 +160,7 @@ def _start_worker():
 
 def _in_order(f, items, workers):
     "`f` of each item in order, by `workers` processes that are never more than a few items ahead, so that results do not pile up"
-    if not workers: yield from map(f, items); return
+    if workers < 2: yield from map(f, items); return
     ex, waiting = ProcessPoolExecutor(workers, initializer=_start_worker), deque()
     try:
         for o in items:
@@ -174,7 +183,7 @@ def _begin(part, plan):
     with suppress(OSError, ValueError): pack.rows = np.load(part/'rows.npy', allow_pickle=False)
     with open(pack.pixels, 'r+b' if resumed else 'wb') as f:
         if not compress:
-            np.lib.format.write_array_header_1_0(f, dict(descr='|u1', fortran_order=False, shape=(n, size, size, 4)))
+            f.write(_header(n, size))
             offsets = f.tell() + np.arange(n)*size*size*4
             f.truncate(f.tell() + nbytes)
             pack.rows['offset'] = offsets
@@ -191,7 +200,7 @@ def _build(samples, path, plan, workers, opener, progress):
     rows, ids, failed = pack.rows, list(samples), []
     todo = np.flatnonzero(rows['nbytes'] == 0)
     end = int((rows['offset'] + rows['nbytes']).max())
-    if workers is None: workers = min(num_cpus(), len(todo)//64)
+    if workers is None: workers = min(num_cpus(), len(todo)//256)
     chunks = [[(int(i), samples[ids[i]], int(rows['offset'][i])) for i in todo[k:k+16]] for k in range(0, len(todo), 16)]
     done = _in_order(partial(_pack_some, pixels=pack.pixels, size=pack.size, compress=pack.compress, opener=opener), chunks, workers)
     with open(pack.path/'rows.npy', 'r+b') as journal, open(pack.pixels, 'r+b') as pixels:
@@ -210,7 +219,6 @@ def _build(samples, path, plan, workers, opener, progress):
         for f in (pixels, journal): os.fsync(f.fileno())
     m = dict(version=PACK_VERSION, channels=CHANNELS, files={o.name: o.stat().st_size for o in (pack.pixels, pack.path/'rows.npy')}, rows_crc32=zlib.crc32((pack.path/'rows.npy').read_bytes()), plan=plan)
     write_json(pack.path/'manifest.json', m | dict(crc32=_crc(m)))
-    (pack.path/'plan.json').unlink()
     os.replace(pack.path, path)
 
 def build_pack(
@@ -218,7 +226,7 @@ def build_pack(
     path, # The pack's folder, to be made
     size:int=512, # Side of the samples, in pixels; larger and smaller images are resized
     compress:bool=False, # Less than half the bytes, losslessly, and slower to read?
-    workers:int=None, # Processes; 0 for none beside this one; by default one for each core, or fewer where there is little to do
+    workers:int=None, # Processes; 0 for none beside this one; one for each core by default, fewer where there is little to do
     opener=open_rgby, # Source -> (height, width, 4) uint8
     progress:bool=True # Show a progress bar?
 ) -> Pack: # Opened
@@ -232,6 +240,7 @@ def build_pack(
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
             if not path.exists(): _build(samples, path, plan, workers, opener, progress)
+            (path/'plan.json').unlink(missing_ok=True)      # what the unfinished pack needed
         with suppress(OSError): lock.unlink()
     except OSError as e: raise DataError(f'{path}: not written ({e.strerror or e}); free some space or choose another place, then run again: what is done is kept') from e
     pack = open_pack(path)
