@@ -81,13 +81,14 @@ class StackedCalibrator(Calibrator):
         z = _z(probs)
         mean, sd, n = z.mean(0), z.std(0) + 1e-6, z.shape[1]
         self.coef, self.intercept = np.eye(n), _z(targs.mean(0)) - mean  # what a class without positives keeps
-        for c in np.flatnonzero(targs.any(0) & ~targs.all(0)):
-            w = self._columns(c, n)
-            use = w > 0
-            with threadpool_limits(1): fit = LogisticRegression(solver='newton-cholesky').fit(((z - mean)/sd*w)[:, use], targs[:, c])
-            self.coef[c] = 0
-            self.coef[c, use] = fit.coef_[0]*(w/sd)[use]
-            self.intercept[c] = fit.intercept_[0] - self.coef[c]@mean
+        with threadpool_limits(1):  # these problems are too small for several threads
+            for c in np.flatnonzero(targs.any(0) & ~targs.all(0)):
+                w = self._columns(c, n)
+                use = w > 0
+                fit = LogisticRegression(solver='newton-cholesky').fit(((z - mean)/sd*w)[:, use], targs[:, c])
+                self.coef[c] = 0
+                self.coef[c, use] = fit.coef_[0]*(w/sd)[use]
+                self.intercept[c] = fit.intercept_[0] - self.coef[c]@mean
 
     def _transform(self, probs): return expit(_z(probs)@self.coef.T + self.intercept)
 

@@ -154,8 +154,9 @@ class SoftF1Rule(Rule):
     "The thresholds with the best soft F1, averaged over random halves (iafoss)"
     def __init__(self, steepness=50., halves=10, seed=0): super().__init__(steepness=steepness, halves=halves, seed=seed)
     def _thresholds(self, probs, targs):
-        rng, n, grid = np.random.default_rng(self.params['seed']), len(probs), np.linspace(.01, .99, 99)
-        half = rng.permuted(np.tile(np.arange(n) < (n + 1)//2, (self.params['halves'], 1)), axis=1).astype(float)
+        rng, n, grid = np.random.default_rng(self.params['seed']), len(probs), np.linspace(.01, .99, 99, dtype=np.float32)
+        half = rng.permuted(np.tile(np.arange(n) < (n + 1)//2, (self.params['halves'], 1)), axis=1).astype(np.float32)
+        probs, targs = probs.astype(np.float32), targs.astype(np.float32)
         def soft_f1(t):
             soft = expit(self.params['steepness']*(probs - t))
             return 2*half@(soft*targs)/(half@(soft + targs) + 1e-6)
