@@ -10,7 +10,7 @@ import random, time
 
 import numpy as np
 from fastai.callback.tracker import TrackerCallback
-from fastai.vision.all import Callback, CancelEpochException, L, Path, Tensor, get_model, rank_distrib, tensor, torch
+from fastai.vision.all import Callback, CancelEpochException, L, Path, Tensor, get_model, rank_distrib, torch
 
 from .files import whole_file
 from .labels import DataError

@@ -7,7 +7,7 @@ __all__ = ['rgby_splitter', 'fused_adamw', 'best_precision', 'AutoMixedPrecision
 
 # %% ../nbs/11_learner.ipynb #cadaf09d
 from fastai.callback.fp16 import AMPMode, GradScaler, MixedPrecision
-from fastai.vision.all import CSVLogger, L, Learner, OptimWrapper, delegates, get_c, nn, noop, params, patch, torch
+from fastai.vision.all import CSVLogger, L, Learner, OptimWrapper, delegates, get_c, noop, params, patch, torch
 
 from .labels import LABELS
 from .losses import MultiLabelFocalLoss

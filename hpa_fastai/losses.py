@@ -7,10 +7,8 @@ __all__ = ['LOSSES', 'MultiLabelLoss', 'MultiLabelBCELoss', 'class_weights', 'Mu
            'LovaszHingeLoss', 'HardNegativeLoss', 'WrappedLoss', 'asymmetric_loss', 'SumLoss', 'bestfitting_loss']
 
 # %% ../nbs/07_losses.ipynb #cadaf09d
-from functools import partial
-
 import torch
-from fastai.vision.all import F, nn, tensor
+from fastai.vision.all import F, nn
 from timm.loss import AsymmetricLossMultiLabel
 
 # %% ../nbs/07_losses.ipynb #36e22a4f

@@ -7,7 +7,6 @@ __all__ = ['STEMS', 'HEADS', 'NETWORKS', 'save_weights', 'read_weights', 'load_w
            'RGBYBody', 'rgby_model']
 
 # %% ../nbs/10_models.ipynb #cadaf09d
-import logging
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
