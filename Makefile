@@ -13,7 +13,7 @@ export PYTHONWARNINGS ?= ignore::FutureWarning,ignore::DeprecationWarning
 .PHONY: demo test docs readme clean
 
 demo: $(READY)
-	$(BIN)/hpa-simulate --out data/demo --n 1400 --test 200 --size 256 --balanced
+	$(BIN)/hpa-simulate --out data/demo --n 3200 --test 200 --size 128 --balanced
 	$(BIN)/hpa-train --data data/demo --out runs/demo --recipe demo
 	$(BIN)/hpa-check runs/demo/submission.csv --data data/demo
 	@echo

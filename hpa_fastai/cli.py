@@ -6,7 +6,7 @@
 __all__ = ['command', 'hpa_simulate', 'hpa_pack', 'hpa_train', 'hpa_predict', 'hpa_check']
 
 # %% ../nbs/17_cli.ipynb #cadaf09d
-import shlex, sys
+import shlex, sys, warnings
 from functools import wraps
 
 from fastcore.script import call_parse, store_true
@@ -20,6 +20,8 @@ def command(
         name = f.__name__.replace('_', '-')
         @wraps(f)
         def _f(*args, **kwargs):
+            if not sys.warnoptions:   # what libraries say to their developers is not for the users of a command
+                for o in (FutureWarning, DeprecationWarning): warnings.simplefilter('ignore', o)
             from hpa_fastai.labels import DataError
             try:
                 missing = [o for o in required if kwargs.get(o) is None]

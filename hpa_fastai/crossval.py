@@ -14,8 +14,10 @@ from time import perf_counter
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from fastai.callback.training import GradientClip
 from fastai.vision.all import set_seed
 
+from .augment import rgby_augments
 from .checkpoint import Checkpoint
 from .data import rgby_dls
 from .export import Predictor, save_config
@@ -26,12 +28,13 @@ from .labels import DataError, encode_targets, read_csv_checked, read_labels, re
 from .learner import rgby_learner
 from .losses import LOSSES
 from .metrics import class_report, macro_f1, mean_average_precision
-from .normalize import RandomSymmetry, StainNormalize
-from .models import load_weights, save_weights
+from .models import load_weights, rgby_model, save_weights
 from .pack import build_pack
 from .recipes import Recipe
+from .rules import Rule, constant_floor
+from .sampling import sampling_rule
 from .splits import stratified_folds
-from .thresholds import Rule, choose_rule, constant_floor
+from .thresholds import choose_rule
 
 # %% ../nbs/16a_crossval.ipynb #aa339aae
 class KaggleFolder:
@@ -63,10 +66,11 @@ def fold_learner(
     "The learner that a recipe describes, for one fold"
     if recipe.loss not in LOSSES: raise DataError(f'recipe {recipe.name}: no loss {recipe.loss!r}; there are {", ".join(LOSSES)}')
     set_seed(recipe.seed, reproducible=True)
-    dls = rgby_dls(train, pack, valid=list(held_out), bs=recipe.bs, crop=recipe.crop or None, seed=recipe.seed, device=device,
-                   batch_tfms=[RandomSymmetry(), StainNormalize(pack.stats(), gain=recipe.gain)])
-    return rgby_learner(dls, recipe.body, weights=weights or recipe.weights, stem=recipe.stem, head=recipe.head, dropout=recipe.dropout,
-                        loss_func=LOSSES[recipe.loss](**recipe.loss_args), wd=recipe.wd, path=path)
+    dls = rgby_dls(train, pack, valid=list(held_out), bs=recipe.bs, crop=recipe.crop or None, draws=sampling_rule(recipe.sampling), seed=recipe.seed, device=device,
+                   batch_tfms=rgby_augments(**recipe.augment, stats=pack.stats()))
+    return rgby_learner(dls, recipe.body, weights=weights or recipe.weights, stem=recipe.stem, head=recipe.head, dropout=recipe.dropout, model_args=recipe.model_args,
+                        loss_func=LOSSES[recipe.loss](**recipe.loss_args), wd=recipe.wd, path=path,
+                        cbs=[GradientClip(recipe.clip)] if recipe.clip else None)
 
 def train_fold(
     learn, # From `fold_learner`
@@ -146,7 +150,7 @@ def cross_validate(
     recipe, out = recipe or Recipe(), Path(out)
     data = KaggleFolder(data)
     print(data)
-    out.mkdir(parents=True, exist_ok=True)
+    if not (out/'fold0').exists(): rgby_model(recipe.body, stem=recipe.stem, head=recipe.head, weights=recipe.weights, **recipe.model_args)   # can it be built? Better to know before hours of packing
     _same_recipe(out/'recipe.yaml', recipe)
     clock = StageClock(out/'seconds.json')
 

@@ -50,22 +50,22 @@ class Recipe:
     head:str='concat' # What turns features into 28 numbers
     weights:str='imagenet' # `'imagenet'`, the path of a file, or `'none'`
     dropout:float=.5 # In the head
+    model_args:dict=field(default_factory=dict) # Further arguments of `hpa_fastai.models.rgby_model`
     # what an epoch shows
-    sampling:str='none' # How often each image is drawn
-    gain:float=.2 # Random gain of each stain: from 1/(1+gain) to 1+gain
-    affine:bool=False # Rotate, zoom and shift, beside the eight symmetries?
-    yellow_drop:float=.1 # Share of images whose yellow channel is blacked out, so that a missing one does no harm
+    sampling:str='repeat' # How often each image is drawn: a key of `hpa_fastai.sampling.SAMPLING`
+    augment:dict=field(default_factory=lambda: dict(gain=.2, yellow_drop=.1)) # Arguments of `hpa_fastai.augment.rgby_augments`
     # training
     loss:str='focal' # Its name in `hpa_fastai.losses`
     loss_args:dict=field(default_factory=dict) # Its arguments
     phases:list=field(default_factory=lambda: [Phase(1, 1e-2, frozen=True), Phase(20, 2e-3)]) # One after another
     bs:int=32 # Images in a batch
     wd:float=1e-2 # Weight decay
+    clip:float=1. # Longest gradient; 0: no clipping
     folds:int=5 # Parts of the training images; each is held out once
     seed:int=42 # Of everything that is drawn
     # decisions
     tta:int=8 # Views of a test image: 1, 4 or 8
-    thresholds:str='auto' # Rule from probabilities to label sets
+    thresholds:str='auto' # Rule from probabilities to label sets: `'auto'`, or a kind of `hpa_fastai.rules.Rule` by name
 
     def __post_init__(self):
         self.phases = [o if isinstance(o, Phase) else _known(Phase, o, f'{self.name}, phase {i+1}') for i, o in enumerate(self.phases)]
@@ -101,8 +101,8 @@ RECIPES = {r.name: r for r in [
     Recipe('default', 'ResNet-34 at 256: what to start with on one GPU', 'hpa_fastai'),
     Recipe('fast', 'A small ResNet at half the size: an answer within the hour', 'hpa_fastai', size=256, body='resnet18', folds=2,
            phases=[Phase(1, 1e-2, frozen=True), Phase(8, 2e-3)]),
-    Recipe('demo', 'From scratch on simulated cells, in minutes, on two CPU cores', 'hpa_fastai', size=128, body='resnet10t', weights='none', folds=2, bs=32,
-           dropout=.1, phases=[Phase(30, 4e-3)]),
+    Recipe('demo', 'From scratch on simulated cells, in minutes, on two CPU cores', 'hpa_fastai', size=128, body='resnet10t', weights='none', dropout=.1, folds=2,
+           model_args=dict(channels=[32, 64, 128, 256], stem_width=16), loss='bce', loss_args=dict(reduction='batchmean'), thresholds='MeanRule', phases=[Phase(14, 8e-3)]),
 ]}
 
 def load_recipe(

@@ -5,7 +5,7 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 
 scripts = Path(sysconfig.get_path('scripts'))
-toy = ['--folds', '2', '--epochs', '2', '--device', 'cpu', '--recipe', 'demo', '--set', 'size=64 bs=16']
+toy = ['--folds', '2', '--epochs', '2', '--device', 'cpu', '--recipe', 'demo', '--set', 'size=64 bs=16 body=test_resnet model_args={}']
 
 def command(name, *args): return [str(scripts/name), *map(str, args)]
 def run(name, *args): return subprocess.run(command(name, *args), capture_output=True, text=True)
