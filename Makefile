@@ -21,6 +21,7 @@ demo: $(READY)
 	@echo "What it is worth:          runs/demo/scores.json  (pictures beside it: batch.png, f1.png, curves.png)"
 	@echo "Label your own images:     $(BIN)/hpa-predict --run runs/demo --images DIR --out labels.csv"
 
+test: export OMP_NUM_THREADS := 1
 test: $(READY)
 	$(BIN)/nbdev-test --n-workers 2 --timing
 	$(BIN)/python -m pytest tests

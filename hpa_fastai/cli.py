@@ -27,7 +27,7 @@ def command(
                 missing = [o for o in required if kwargs.get(o) is None]
                 if missing: raise DataError(f'--{missing[0]} is missing; see {name} --help')
                 return f(*args, **kwargs)
-            except DataError as e: message, status = str(e), 2
+            except DataError as e: message, status = str(e).splitlines()[-1].strip(), 2   # fastai puts a line of its own before it
             except KeyboardInterrupt: message, status = 'stopped; the same command goes on from here', 130
             print(f'{name}: {message}', file=sys.stderr)
             sys.exit(status)
@@ -54,12 +54,13 @@ def hpa_pack(
     images:str=None, # Folder of images, four files for each sample or one
     out:str=None, # The pack to write
     size:int=512, # Side to which images are resized, in pixels
+    compress:store_true=False, # Less than half the bytes, losslessly, and slower to read
     workers:int=None # Processes; by default one for each core
 ):
     "Pack a folder of images into one file that training reads at the speed of memory"
     from hpa_fastai.images import find_samples
     from hpa_fastai.pack import build_pack
-    print(build_pack(find_samples(images), out, size=size, workers=workers))
+    print(build_pack(find_samples(images), out, size=size, compress=compress, workers=workers))
 
 @command('data', 'out')
 def hpa_train(

@@ -51,7 +51,7 @@ class KaggleFolder:
         self.test_ids = list(read_submission(self.path/'sample_submission.csv').Id) if all(has_test) else []
         self.test_samples = find_samples(self.path/'test', self.test_ids) if self.test_ids else {}
 
-    def __repr__(self): return f'{self.path}: {len(self.train)} training images, {len(self.test_ids)} test images'
+    def __repr__(self): return f'{self.path.name}: {len(self.train)} training images, {len(self.test_ids)} test images'
 
 # %% ../nbs/16a_crossval.ipynb #78eaddf6
 def fold_learner(
