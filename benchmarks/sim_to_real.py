@@ -102,7 +102,7 @@ def train(images, labels, minutes, bs=32, lr=2e-3, seed=0, log=print):
     from timm.models.resnet import BasicBlock, ResNet
     torch.manual_seed(seed)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    model = ResNet(BasicBlock, [1, 1, 1, 1], channels=(48, 96, 192, 384), in_chans=images.shape[3], num_classes=28).to( # small: what it sees matters more than what it can hold
+    model = ResNet(BasicBlock, [1, 1, 1, 1], channels=(32, 64, 128, 256), in_chans=images.shape[3], num_classes=28).to( # small: what it sees matters more than what it can hold; widths of 32 suit bf16 on processors
         device, memory_format=torch.channels_last)
     opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=.05, fused=True)
     rng, start, step, losses = np.random.default_rng(seed), time.time(), 0, []
