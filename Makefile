@@ -36,7 +36,7 @@ $(READY): settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 10) else 'Python 3.10 or later is needed, this is %s; say which to take: make PYTHON=python3.11' % sys.version.split()[0])"
 	@echo "Installing into $(VENV) (a few minutes, once) ..."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --editable ".[dev]"
 	@touch $(READY)
 
 clean:

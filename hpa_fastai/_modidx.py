@@ -226,6 +226,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'hpa_fastai.crossval.decide_out_of_sample': ( 'crossval.html#decide_out_of_sample',
                                                                                    'hpa_fastai/crossval.py'),
                                      'hpa_fastai.crossval.fit_rule': ('crossval.html#fit_rule', 'hpa_fastai/crossval.py'),
+                                     'hpa_fastai.crossval.fold_dls': ('crossval.html#fold_dls', 'hpa_fastai/crossval.py'),
                                      'hpa_fastai.crossval.fold_learner': ('crossval.html#fold_learner', 'hpa_fastai/crossval.py'),
                                      'hpa_fastai.crossval.train_fold': ('crossval.html#train_fold', 'hpa_fastai/crossval.py')},
             'hpa_fastai.cytoplasm': { 'hpa_fastai.cytoplasm._at': ('cytoplasm.html#_at', 'hpa_fastai/cytoplasm.py'),
