@@ -1,7 +1,11 @@
-"Where the real files are, if they are."
+"Where the real files are, if they are; and the same examples in every run."
 import os
 from pathlib import Path
 import pytest
+from hypothesis import settings
+
+settings.register_profile('same', derandomize=True, database=None)
+settings.load_profile('same')
 
 root = Path(__file__).resolve().parent.parent
 

@@ -30,7 +30,7 @@ def test_folds_hold_whatever_the_list(df, n_folds, grouped):
         y, fold = encode_targets(df.Target), folds.fold.to_numpy()
         parts = np.stack([y[fold == k].sum(0) for k in range(n_folds)])
         assert np.abs(parts - y.sum(0)/n_folds).max() <= 2
-        assert np.ptp(np.bincount(fold, minlength=n_folds)) <= 2
+        assert np.ptp(np.bincount(fold, minlength=n_folds)) <= 4     # the rows are one aim among 29
 
 @settings(max_examples=20, deadline=None)
 @given(label_lists(), st.sampled_from([.1, .25, .5]), st.booleans())
