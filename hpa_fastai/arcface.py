@@ -33,7 +33,9 @@ class CosineLayer(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_groups, nf))
         nn.init.uniform_(self.weight, -nf**-.5, nf**-.5)
 
-    def forward(self, x): return F.linear(F.normalize(x.float()), F.normalize(self.weight.float()))
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):   # a margin on cosines of three digits is none
+            return F.linear(F.normalize(x.float()), F.normalize(self.weight.float()))
 
 def arcface_model(
     n_groups:int, # Groups to tell apart
@@ -93,12 +95,14 @@ def nearest_neighbours(
 
 def transfer_labels(
     decisions, # (n, labels) bool, what the classifier gives
-    queries, # (n, d) embeddings of the same images
-    known, # (m, d) embeddings of training images
-    targs, # (m, labels) their labels, 0 and 1
-    threshold:float=.65 # Cosine above which the neighbour's labels are taken
+    labels, # (n, labels) 0 and 1, those of each image's nearest training image
+    cos, # (n,) cosines to it
+    threshold:float=.65, # Cosine above which the neighbour's labels are taken
+    exclude=() # Numbers of labels that are left to the classifier
 ) -> tuple: # Decisions (n, labels) bool, which rows were replaced (n,) bool
-    "Replace decisions by the labels of the nearest training image where it is near enough"
-    rows, cos = nearest_neighbours(queries, known)
-    near = cos > threshold
-    return np.where(near[:,None], np.asarray(targs, bool)[rows], np.asarray(decisions, bool)), near
+    "Replace decisions by the labels of the nearest training image where it is near enough; no row becomes empty"
+    decisions = np.asarray(decisions, bool)
+    taken = np.asarray(labels, bool).copy()
+    taken[:, list(exclude)] = decisions[:, list(exclude)]
+    near = (np.asarray(cos) > threshold) & taken.any(1)
+    return np.where(near[:,None], taken, decisions), near

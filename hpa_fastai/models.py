@@ -16,7 +16,7 @@ from fastai.vision.all import AdaptiveConcatPool2d, apply_init, create_head, lis
 from timm.models import adapt_input_conv, load_state_dict
 
 from .files import whole_file
-from .gapnet import basic_cnn, gapnet_mask, gapnet_pl
+from .gapnet import PickStains, basic_cnn, gapnet_mask, gapnet_pl
 from .labels import CHANNELS, LABELS, DataError
 
 # %% ../nbs/10_models.ipynb #5890ca4d
@@ -128,18 +128,26 @@ class RGBYBody(nn.Module):
     "A timm network without pooling and classifier, for four channels: `(b, 4, h, w)` to a feature map `(b, num_features, h', w')`"
     def __init__(self,
         model, # From `timm.create_model(…, num_classes=0, global_pool='')`
-        input_norm:bool=False # Begin with a batch norm of the input?
+        input_norm:bool=False, # Begin with a batch norm of the input?
+        stains=CHANNELS, # Those it looks at
+        stem_pool:bool=False # Follow its first maximum pooling by another one?
     ):
         super().__init__()
+        if stem_pool:
+            name = next((k for k, m in model.named_modules() if isinstance(m, nn.MaxPool2d)), None)
+            if not name: raise DataError(f'{type(model).__name__} has no maximum pooling after its stem; leave out stem_pool')
+            parent, _, own = name.rpartition('.')
+            setattr(model.get_submodule(parent), own, nn.Sequential(model.get_submodule(name), nn.MaxPool2d(2)))
         if hasattr(model, 'pre_logits'): model.pre_logits = nn.Identity()   # VGG's dense layers, 90 % of its weights
-        self.norm, self.model = nn.BatchNorm2d(len(CHANNELS)) if input_norm else nn.Identity(), model
+        self.stains = nn.Identity() if tuple(stains) == CHANNELS else PickStains(stains)
+        self.norm, self.model = nn.BatchNorm2d(len(stains)) if input_norm else nn.Identity(), model
         self.num_features = model.num_features if hasattr(model, 'pre_logits') else getattr(model, 'head_hidden_size', None) or model.num_features
 
     @property
     def stem(self): return [self.norm, *(self.model.get_submodule(o) for o in listify(self.model.pretrained_cfg['first_conv']))]
 
     def forward(self, x):
-        size, x = x.shape[-2:], self.model(self.norm(x))
+        size, x = x.shape[-2:], self.model(self.norm(self.stains(x)))
         if x.ndim == 3: return x[:,self.model.num_prefix_tokens:].transpose(1, 2).unflatten(2, self.model.patch_embed.dynamic_feat_size(size))
         return x.permute(0, 3, 1, 2) if getattr(self.model, 'output_fmt', None) == 'NHWC' else x
 
@@ -152,25 +160,29 @@ def rgby_model(
     weights='imagenet', # `'imagenet'`, the path of a file (timm's weights of this body, or what `save_weights` wrote of this model), or None
     dropout:float=.5, # In the head
     input_norm:bool=False, # Begin with a batch norm of the input?
+    stains=None, # Channels it looks at, by name; by default all
+    stem_pool:bool=False, # Follow the stem's maximum pooling by another one, as bestfitting did for 1024 pixels?
     **kwargs # To `timm.create_model`, e.g. `img_size=512` for transformers, `drop_path_rate=.1`
 ): # `nn.Sequential(body, head)`; `rgby_model(**model.config)` rebuilds it, `model.pretrained` says whether it started from weights
     "A network for four-channel images and several labels; raises `DataError`"
     check_body(body)
     for name, value, known in ('stem', stem, STEMS), ('head', head, HEADS):
         if value not in known: raise DataError(f'no {name} {value!r}; choose one of {", ".join(known)}')
-    config = dict(body=body, n_out=n_out, stem=stem, head=head, weights=None, dropout=dropout, input_norm=input_norm, **kwargs)
+    config = dict(body=body, n_out=n_out, stem=stem, head=head, weights=None, dropout=dropout, input_norm=input_norm, stains=stains and list(stains), stem_pool=stem_pool, **kwargs)
     state = read_weights(weights) if weights not in (None, 'none', 'imagenet') else {}
     whole = any(k.startswith('0.') for k in state)
-    if body in NETWORKS: model = NETWORKS[body](n_out=n_out, dropout=dropout, **kwargs)
+    if body in NETWORKS:
+        try: model = NETWORKS[body](n_out=n_out, dropout=dropout, **kwargs, **(dict(stains=stains) if stains else {}))
+        except TypeError as e: raise DataError(f'{body}: {e}') from None
     else:
         make = partial(timm.create_model, body, num_classes=0, global_pool='', **kwargs)
-        if whole or weights in (None, 'none'): net = make(in_chans=len(CHANNELS))
+        if whole or weights in (None, 'none'): net = make(in_chans=len(stains or CHANNELS))
         else:
             net = _hub_model(body, make) if weights == 'imagenet' else _file_model(body, make, weights, state)
-            for name in listify(net.pretrained_cfg['first_conv']):
+            for name in [] if stains else listify(net.pretrained_cfg['first_conv']):
                 conv = net.get_submodule(name)
                 conv.weight, conv.in_channels = nn.Parameter(STEMS[stem](conv.weight.detach())), len(CHANNELS)
-        net = RGBYBody(net, input_norm)
+        net = RGBYBody(net, input_norm, stains or CHANNELS, stem_pool)
         model = nn.Sequential(net, HEADS[head](net.num_features, n_out, dropout))
     if whole or state and body in NETWORKS: load_weights(model, weights)
     model.config, model.pretrained = config, bool(state) or weights == 'imagenet' and body not in NETWORKS
