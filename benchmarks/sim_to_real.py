@@ -17,7 +17,7 @@ from hpa_fastai.labels import CHANNELS, LABELS, DataError, encode_targets, read_
 from hpa_fastai.optics import Site
 from hpa_fastai.simulate import simulate_field
 
-GALLERY = Site(photons=(40, 2000), marker_photons=(100, 3000), black=(.01, .08), gamma=(.8, 1.5), bright=(.6, 1.6), marker_bright=(.6, 1.6)) # published pictures: long exposures, strong contrast
+GALLERY = Site(photons=(40, 2000), marker_photons=(100, 3000), black=(.01, .08), gamma=(.8, 1.5), bright=(.6, 1.6), marker_bright=(.45, 1.6)) # published pictures: long exposures, strong contrast
 
 FINE = .36 # µm per pixel that the network sees
 
@@ -54,7 +54,7 @@ def draw(job):
     label = seed%28
     labels = [label] if rng.random() < .93 else [label, rng.choice([0, 25])]
     site = GALLERY if n_channels == 3 else rng.choice(['train', 'test'])
-    return simulate_field([int(i) for i in labels], size, seed, um*rng.uniform(.85, 1.35), site=site).image[..., :n_channels], label
+    return simulate_field([int(i) for i in labels], size, seed, um*rng.uniform(.75, 1.3), site=site).image[..., :n_channels], label
 
 def simulate(n, seconds, size, um, n_channels, seed=0, workers=2):
     "At most `n` fields, fewer where the time is up first"

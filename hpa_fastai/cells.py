@@ -12,7 +12,7 @@ from functools import cached_property
 import cv2
 import numpy as np
 
-from .strokes import clouds, dense, grow, scatter, splat
+from .strokes import clouds, dense, grow, holds, scatter, splat, waves
 
 # %% ../nbs/01a_cells.ipynb #ff972b35
 @dataclass(frozen=True)
@@ -44,7 +44,9 @@ class Frame:
     radius: np.ndarray # (n, 2) half-axes of the nuclei
     angle: np.ndarray # (n,) the cells' long axes, radians
     phase: np.ndarray # (n,) INTERPHASE, METAPHASE or DAUGHTER
-    mtoc: np.ndarray # (n, 2) organising centres of the microtubules
+    mtoc: np.ndarray # (n, 2) organising centres of the microtubules; the middle of a spindle
+    poles: np.ndarray # (k, 2, 2) the two ends of each spindle, for the cells in METAPHASE
+    blobs: np.ndarray # (b, 4) aggresomes, which nothing else enters: x, y, radius, row of the cell
     cells: np.ndarray # (size, size) int32: 0 outside, else the row of the cell plus 1
     nuclei: np.ndarray # (size, size) int32, numbered alike
     nucleolus: np.ndarray # (size, size) float32: 1 inside a nucleolus
@@ -59,6 +61,21 @@ class Frame:
     @cached_property
     def cyto(self): return self.body - self.nucleus
     @cached_property
+    def dividing(self): return self.of_cell(self.phase == METAPHASE) # 1 in cells without nucleus: chromatin is a plate
+    @cached_property
+    def asters(self): return np.concatenate([self.mtoc[self.phase != METAPHASE], self.poles.reshape(-1, 2)]) # (m, 2) every organising centre, two in a spindle
+    @cached_property
+    def taken(self): # 1 where spindles and aggresomes keep organelles out
+        out = np.zeros(self.cells.shape, np.uint8)
+        for a,b in self.poles: _fill(out, _polygon((a + b)/2, (np.hypot(*(b - a))/2 + .5, 3.2), np.arctan2(*(b - a)[::-1]), np.ones(32)), self.um, 255)
+        for x,y,r,_ in self.blobs: _fill(out, _polygon(np.array([x, y]), (r, r), 0, np.ones(32)), self.um, 255)
+        return self.blur(out.astype(np.float32)/255, .2) if out.any() else out.astype(np.float32)
+    @cached_property
+    def room(self): return self.cyto*(1 - self.taken) # where organelles are
+    @cached_property
+    def thick(self): return self.body*(.2 + .8*np.minimum(self.edge/5, 1))*(.4 + .6*np.exp(-np.maximum(self.rim, 0)/12)) # height of the cell: flat at its edge
+    def haze(self, most): return most*self.rng.random()**2*self.thick*(1 - self.nucleus) # what little of a protein is dissolved
+    @cached_property
     def apart(self): # the cells without the pixels in which they touch another
         same = self.cells > 0
         across, down = self.cells[:,1:] == self.cells[:,:-1], self.cells[1:] == self.cells[:-1]
@@ -70,7 +87,7 @@ class Frame:
     def rim(self): return np.where(self.nuclei > 0, -_inside(self.nuclei > 0, self.um), _inside(self.nuclei == 0, self.um)) # µm from the nucleus, negative inside
     @cached_property
     def wall(self): # a push away from the borders of the cytoplasm, 1 at the border and 0 from 2 µm on
-        d = _inside(self.apart & (self.nuclei == 0), self.um)
+        d = _inside(self.apart & (self.nuclei == 0) & (self.taken < .5), self.um)
         smooth = self.blur(d, .5)
         slope = np.stack([cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)])
         return slope/np.maximum(cv2.magnitude(*slope), 1e-6)*np.clip(1 - d/2, 0, 1)*self.cyto
@@ -141,34 +158,6 @@ def place_cells(
         if forced: forced.pop(0)
     return np.array(centre), np.array(radius), np.array(phase)
 
-# %% ../nbs/01a_cells.ipynb #d89d432c
-def waves(
-    rng, # numpy's random generator
-    n_waves, # Waves round the outline, from 2 on
-    depth, # Their depth, share of the radius
-    n=128 # Directions
-) -> np.ndarray: # (n,) radius in each direction, about 1
-    "A closed wavy curve around 0"
-    t, k = np.arange(n)*2*np.pi/n, np.arange(2, n_waves + 2)
-    return np.maximum(1 + (rng.normal(0, depth, n_waves)/(k - 1)) @ np.cos(k[:,None]*t + rng.uniform(0, 2*np.pi, (n_waves, 1))), .4)
-
-def holds(
-    rng, # numpy's random generator
-    n_points, # Points that hold the cell
-    n=128 # Directions
-) -> np.ndarray: # (n,) radius in each direction, about 1
-    "A closed curve stretched between some points around 0, slack between them"
-    t = np.arange(n)*2*np.pi/n
-    at = np.sort((np.arange(n_points) + rng.uniform(-.35, .35, n_points))/n_points*2*np.pi)
-    far, slack = rng.uniform(.85, 1.6, n_points), rng.uniform(.45, .8, n_points)
-    nxt = np.r_[at[1:], at[0] + 2*np.pi]
-    turn = np.r_[at, at + (nxt - at)/2]
-    r = np.r_[far, np.minimum(far, np.r_[far[1:], far[0]])*slack]
-    order = np.argsort(turn%(2*np.pi))
-    curve = 1/np.interp(t, (turn%(2*np.pi))[order], 1/r[order], period=2*np.pi) # 1/r is nearly straight along a straight edge
-    near = np.exp(-.5*(np.arange(-12, 13)/rng.uniform(1.5, 5))**2)
-    return np.convolve(np.r_[curve[-12:], curve, curve[:12]], near/near.sum(), 'valid')
-
 # %% ../nbs/01a_cells.ipynb #da05c5d9
 def _paint_cells(rng, size, um, line, centre, radius, angle, phase, crowded):
     f = max(int(round(1/um)), 1)
@@ -213,7 +202,8 @@ def draw_frame(
     line=None, # Name in `CELL_LINES`, or several to choose from; any of them if None
     n_cells=None, # Cells in the field; the line's own density if None
     metaphase=0, # Cells that must be in metaphase
-    pairs=0 # Pairs of daughter cells that must be there
+    pairs=0, # Pairs of daughter cells that must be there
+    aggresomes=0. # Share of the cells that hold an aggresome
 ) -> Frame: # The field
     "Draw the cells of one field of view"
     rng = np.random.default_rng(rng)
@@ -245,6 +235,21 @@ def draw_frame(
         middle, half = (centre[i] + centre[j])/2, rng.uniform(2., 5.)
         bridges.append([middle - half*axis, middle + half*axis])
         mtoc[i], mtoc[j] = centre[i] - axis*radius[i,0], centre[j] + axis*radius[j,0]
-    return Frame(size, um, rng, centre, radius, angle, phase, mtoc, cells, nuclei,
+    poles = []
+    for i in np.flatnonzero(phase == METAPHASE): # across the plate; the two lie over each other where it is seen from above
+        half = (rng.uniform(4., 5.5) if radius[i,1] < 3 else 1.)*np.array([-np.sin(angle[i]), np.cos(angle[i])])
+        mtoc[i] = centre[i]
+        poles.append([centre[i] - half, centre[i] + half])
+    blobs = []
+    for i in np.flatnonzero((phase == INTERPHASE) & (rng.random(n) < aggresomes)):
+        r, (long, short), to = min(rng.uniform(.8, 2.6), .5*radius[i].min()), radius[i], turn[i] - angle[i]
+        mtoc[i] = centre[i] + (long*short/np.hypot(short*np.cos(to), long*np.sin(to)) + rng.uniform(.1, 1.)*r)*np.array([np.cos(turn[i]), np.sin(turn[i])])
+        blobs.append([*mtoc[i], r, i])
+        pit = np.zeros((size, size), np.uint8)
+        _fill(pit, _polygon(mtoc[i], (r + .5, r + .5), 0, waves(rng, 4, .06, n=32)), um, 1)
+        nuclei[(pit > 0) & (nuclei == i + 1)] = 0
+        cells[(pit > 0) & (cells == 0)] = i + 1
+    if blobs: nucleolus, nucleoli = nucleolus*(nuclei > 0).astype(np.uint8), [o for o in nucleoli if all(np.hypot(o[0] - x, o[1] - y) > r for x,y,r,_ in blobs)]
+    return Frame(size, um, rng, centre, radius, angle, phase, mtoc, np.array(poles).reshape(-1, 2, 2), np.array(blobs).reshape(-1, 4), cells, nuclei,
                  cv2.GaussianBlur(nucleolus, (0, 0), max(.15/um, .3)).astype(np.float32)/255,
                  np.array(nucleoli).reshape(-1, 4), np.array(bridges).reshape(-1, 2, 2))

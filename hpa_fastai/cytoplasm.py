@@ -9,7 +9,7 @@ __all__ = []
 import numpy as np
 
 from .cells import METAPHASE
-from .stains import bridge, microtubules, reticulum, spindle, tubules
+from .stains import bridge, bundles, microtubules, reticulum, spindle, tubules
 from .patterns import dots, lit, pattern
 
 # %% ../nbs/01d_cytoplasm.ipynb #34018c24
@@ -22,7 +22,7 @@ def endoplasmic_reticulum(f):
 def cytosol(f):
     "The whole cytoplasm, smooth or grainy, the nucleus darker; holes where organelles are"
     holes = 1 - f.rng.uniform(0, .6)*np.clip(f.clouds(f.rng.uniform(1., 2.5)) - .8, 0, 1)
-    thick = .35 + .65*np.clip(f.edge/f.rng.uniform(1, 6), 0, 1)
+    thick = f.thick**f.rng.uniform(.2, 1.3)*(1 - f.taken*f.rng.uniform(0, .5))
     grain = np.maximum(1 + f.rng.uniform(.08, .3)*f.clouds(.5) + .15*f.clouds(5.), 0)
     return (f.cyto + f.rng.uniform(.05, .5)*f.nucleus*(1 - .5*f.nucleolus))*holes*thick*grain
 
@@ -39,7 +39,7 @@ def plasma_membrane(f):
     long = f.rng.gamma(3, f.rng.uniform(.3, 1.8), len(start))
     t = np.linspace(0, 1, 24)
     hairs = start[:,None] + (long[:,None]*t)[...,None]*np.stack([np.cos(away), np.sin(away)], 1)[:,None]
-    return band + lit(f.splat(hairs.reshape(-1, 2), np.repeat(long, 24))) + f.rng.uniform(0, .2)*f.body*np.maximum(1 + .3*f.clouds(.6), 0)
+    return band + lit(f.splat(hairs.reshape(-1, 2), np.repeat(long, 24))) + f.rng.uniform(0, .25)*f.thick*np.maximum(1 + .3*f.clouds(.6), 0)
 
 @pattern('Cell junctions', line=('island', 'spread'))
 def cell_junctions(f):
@@ -48,49 +48,50 @@ def cell_junctions(f):
     near = [np.roll(f.cells, k*d, axis) for axis in (0, 1) for k in (1, -1)]
     touch = sum((o != f.cells) & (o > 0) & (f.cells > 0) for o in near).clip(0, 1).astype(np.float32)
     gaps = np.clip(f.clouds(f.rng.uniform(1., 4.))*2 + f.rng.uniform(-1., 1.), 0, 1)
-    return lit(f.blur(touch*gaps, .15)) + f.rng.uniform(0, .15)*f.cyto
+    return lit(f.blur(touch*gaps, .15)) + f.haze(.25)
 
 # %% ../nbs/01d_cytoplasm.ipynb #8272fc67
 @pattern('Intermediate filaments')
 def intermediate_filaments(f):
     "A wavy tangled net, denser round the nucleus, that does not follow red"
-    start = f.scatter(f.per_cell(f.rng.uniform(150, 450), f.cyto*(.15 + np.exp(-np.maximum(f.rim, 0)/6))))
+    start = f.scatter(f.per_cell(f.rng.uniform(150, 450), f.room*(.15 + np.exp(-np.maximum(f.rim, 0)/6))))
     n = len(start)
     points, exist = f.grow(start, f.rng.uniform(0, 6.3, n), f.rng.gamma(3, 4.5, n), f.rng.uniform(.18, .45), wall=f.wall)
-    net = f.lines(points, exist, f.rng.gamma(2, .5, n))*(1 - .8*f.nucleus)
-    return lit(net) + f.cyto*np.exp(-np.maximum(f.rim, 0)/8)*f.rng.uniform(.05, .25)
+    net = f.lines(points, exist, f.rng.gamma(2, .5, n))*(f.room + .2*f.nucleus)
+    return lit(net) + f.room*f.thick*np.exp(-np.maximum(f.rim, 0)/8)*f.rng.uniform(.05, .35)
 
 @pattern('Actin filaments', line='spread')
 def actin_filaments(f):
     "Long straight parallel cables, and the cortex"
-    start = f.scatter(f.per_cell(f.rng.uniform(40, 140), f.body*(.4 + np.exp(-f.edge/4))))
+    start = f.scatter(f.per_cell(f.rng.uniform(40, 140), f.body*(.4 + np.exp(-f.edge/4)))*(1 - f.dividing)) # a dividing cell is round: only its cortex
     n, row = len(start), f.row(start)
     heading = f.angle[row] + f.rng.normal(0, f.rng.uniform(.06, .3), n)
     long = f.rng.uniform(4, 25, n)
     ahead, back = (f.grow(start, heading + turn, long, .02) for turn in (0, np.pi))
     weight = f.rng.gamma(1., 1., n)
     cortex = np.exp(-(f.edge/.6)**2)*f.body*np.maximum(.6 + .5*f.clouds(6.), 0)
-    return lit(f.blur(f.lines(*ahead, weight) + f.lines(*back, weight), .12)) + cortex*f.rng.uniform(.1, .8) + f.body*f.rng.uniform(.05, .35)
+    return lit(f.blur(f.lines(*ahead, weight) + f.lines(*back, weight), .12)) + cortex*f.rng.uniform(.1, .8) + f.thick*f.rng.uniform(.05, .45)
 
 @pattern('Microtubules')
 def microtubule_stain(f):
-    "What red shows, each strand with a brightness of its own"
+    "What red shows, spindles and bridges too, each strand with a brightness of its own"
     points, exist, w = f.once(microtubules)
-    return lit(f.lines(points, exist, w*f.rng.lognormal(0, .25, len(w))))*(1 - f.rng.uniform(.3, .85)*f.nucleus) + f.cyto*f.rng.uniform(0, .2)
+    return lit(f.lines(points, exist, w*f.rng.lognormal(0, .25, len(w))))*(1 - f.rng.uniform(.3, .85)*f.nucleus)*(1 - .9*f.taken) + f.once(bundles)*f.rng.uniform(.6, 1.2) + f.haze(.3)
 
 @pattern('Mitochondria')
 def mitochondria(f):
-    "Worms, dense round the nucleus, thinning towards the edge"
-    start = f.scatter(f.per_cell(f.rng.uniform(60, 200), f.cyto*np.exp(-np.maximum(f.rim, 0)/f.rng.uniform(3, 12))))
-    n = len(start)
-    points, exist = f.grow(start, f.rng.uniform(0, 6.3, n), f.rng.gamma(3, f.rng.uniform(.5, 1.6), n), .55, wall=f.wall, step=.4)
-    return lit(f.blur(f.lines(points, exist, f.rng.lognormal(0, .3, n)), .16))*(1 - .7*f.nucleus) + f.cyto*f.rng.uniform(0, .12)
+    "Worms along red, dense round the nucleus, thinning towards the edge"
+    start = f.scatter(f.per_cell(f.rng.uniform(50, 220), f.room*np.exp(-np.maximum(f.rim, 0)/f.rng.uniform(3, 14))))
+    n, out = len(start), start - f.mtoc[f.row(start)]
+    heading = np.arctan2(out[:,1], out[:,0]) + f.rng.normal(0, f.rng.uniform(.5, 2.5), n) # along red, more or less
+    points, exist = f.grow(start, heading, f.rng.gamma(3, f.rng.uniform(.4, 1.6), n), f.rng.uniform(.35, .7), wall=f.wall, step=.4)
+    return lit(f.blur(f.lines(points, exist, f.rng.lognormal(0, .3, n)), f.rng.uniform(.1, .17)))*(f.room + .3*f.nucleus) + f.haze(.2)
 
 # %% ../nbs/01d_cytoplasm.ipynb #88e82bb4
 @pattern('Focal adhesion sites', line='spread')
 def focal_adhesions(f):
     "Short plaques near the edge that point to the centre"
-    band = np.exp(-((f.edge - f.rng.uniform(.8, 2))/f.rng.uniform(.6, 2))**2)*f.body
+    band = np.exp(-((f.edge - f.rng.uniform(.8, 2))/f.rng.uniform(.6, 2))**2)*f.body*(1 - f.dividing)
     start = f.scatter(f.per_cell(f.rng.uniform(15, 60), band*np.clip(f.clouds(8.) + .6, 0, 2)))
     row = f.row(start)
     heading = np.arctan2(*(f.centre[row] - start).T[::-1]) + f.rng.normal(0, .3, len(start))
@@ -98,58 +99,54 @@ def focal_adhesions(f):
     t = np.linspace(-.5, .5, 20)
     at = start[:,None] + (long[:,None]*t)[...,None]*np.stack([np.cos(heading), np.sin(heading)], 1)[:,None]
     plaques = f.splat(at.reshape(-1, 2), np.repeat(long, 20)/20)
-    return lit(f.blur(plaques, .15)) + f.body*f.rng.uniform(0, .12)
+    return lit(f.blur(plaques, .15)) + f.thick*f.rng.uniform(0, .25)
 
 @pattern('Microtubule ends')
 def microtubule_ends(f):
-    "Only the far tips of the red strands"
+    "Only the far tips of the red strands; in a spindle they are everywhere"
     points, exist, w = f.once(microtubules)
     last = exist.sum(1)
     keep = (last > 3) & (f.rng.random(len(last)) < f.rng.uniform(.3, .9))
     points, last = points[keep], last[keep]
     tip = np.arange(points.shape[1]) >= (last - f.rng.integers(2, 4, len(last)))[:,None]
     tips = f.blur(f.lines(points, exist[keep] & tip, f.rng.lognormal(0, .4, len(last))), .15)
-    return lit(tips) + lit(f.blur(f.splat(f.scatter(f.cyto*f.rng.uniform(.3, 2)*f.um**2)), .12))*f.rng.uniform(0, .35)*f.cyto
+    specks = lit(f.blur(f.splat(f.scatter(f.room*f.rng.uniform(.3, 2)*f.um**2)), .12))*f.room
+    return lit(tips) + specks*f.rng.uniform(0, .35) + np.minimum(lit(f.once(tubules)), 1)*f.rng.uniform(0, .25) + f.once(bundles)*f.dividing*f.rng.uniform(.2, .8)
 
 @pattern('Microtubule organizing center')
 def organizing_center(f):
-    "A granular patch where red's strands begin"
-    each = f.rng.integers(10, 60, len(f.mtoc))
-    xy = np.repeat(f.mtoc, each, axis=0)
+    "A granular patch where red's strands begin, and at both poles of a spindle"
+    each = f.rng.integers(10, 60, len(f.asters))
+    xy = np.repeat(f.asters, each, axis=0)
     xy = xy + f.rng.standard_t(3, xy.shape)*f.rng.uniform(.4, 1.6)
     spots = dots(f, xy, f.rng.uniform(.1, .25, len(xy)))
-    return lit(spots + dots(f, f.mtoc, .6)) + f.body*f.rng.uniform(0, .1)
+    return lit(spots + dots(f, f.asters, .6)) + f.thick*f.rng.uniform(0, .2)
 
 @pattern('Centrosome')
 def centrosome(f):
-    "One or two sharp dots where red's strands begin"
-    two = f.mtoc + f.rng.normal(0, .7, f.mtoc.shape)
-    xy = np.concatenate([f.mtoc, two[f.rng.random(len(two)) < .6]])
+    "One or two sharp dots where red's strands begin, and at both poles of a spindle"
+    two = f.asters + f.rng.normal(0, .7, f.asters.shape)
+    xy = np.concatenate([f.asters, two[f.rng.random(len(two)) < .6]])
     spots = dots(f, xy, f.rng.uniform(.22, .4))
-    return lit(spots) + f.body*f.rng.uniform(0, .08)
+    return lit(spots) + f.thick*f.rng.uniform(0, .15)
 
 @pattern('Cytokinetic bridge', pairs=1)
 def cytokinetic_bridge(f):
     "The bar between two daughter cells, with a gap in its middle; red often shines through"
     bars = sum((f.splat(bridge(f, k), .05) for k in range(len(f.bridges))), np.zeros_like(f.body))
-    return lit(f.blur(bars, .12)) + max(f.rng.uniform(-.3, .3), 0)*np.minimum(lit(f.once(tubules)), 1)*(1 - .6*f.nucleus) + f.cyto*f.rng.uniform(0, .15)
+    return lit(f.blur(bars, .12)) + max(f.rng.uniform(-.4, .5), 0)*np.minimum(lit(f.once(tubules)), 1)*(1 - .6*f.nucleus) + f.haze(.25)
 
 @pattern('Mitotic spindle', metaphase=1)
 def mitotic_spindle(f):
     "Poles and fibres of dividing cells; elsewhere little"
-    fibres = np.zeros_like(f.body)
-    poles = []
-    for i in np.flatnonzero(f.phase == METAPHASE):
-        at = spindle(f, i)
-        fibres += f.splat(at, .05)
-        poles += [at[np.argmax((at - f.centre[i]) @ s)] for s in (np.array([np.cos(f.angle[i] + np.pi/2), np.sin(f.angle[i] + np.pi/2)])*k for k in (-1, 1))]
-    own = f.of_cell((f.phase == METAPHASE)*1.)
-    return lit(f.blur(fibres, .15)) + lit(dots(f, np.array(poles).reshape(-1, 2), .35))*f.rng.uniform(0, 1) + f.rng.uniform(.02, .2)*own + f.body*f.rng.uniform(0, .08)*np.maximum(1 + .5*f.clouds(.5), 0)
+    fibres = sum((f.splat(spindle(f, k), .05) for k in range(len(f.poles))), np.zeros_like(f.body))
+    own = f.rng.uniform(.02, .2)*f.dividing + f.rng.uniform(0, .12)*f.thick*np.maximum(1 + .5*f.clouds(.5), 0)
+    return lit(f.blur(fibres, .15)) + lit(dots(f, f.poles.reshape(-1, 2), .35))*f.rng.uniform(0, 1) + own
 
 # %% ../nbs/01d_cytoplasm.ipynb #46162e0e
 @pattern('Golgi apparatus')
 def golgi(f):
-    "A compact or curved patch of ribbons beside the nucleus, near red's centre"
+    "A compact or curved patch of ribbons beside the nucleus, near red's centre; scattered in a dividing cell"
     toward = np.arctan2(*(f.mtoc - f.centre).T[::-1])
     each = f.rng.integers(10, 45, len(f.mtoc))
     row = np.repeat(np.arange(len(each)), each)
@@ -158,65 +155,68 @@ def golgi(f):
     cos, sin = np.cos(turn - f.angle[row]), np.sin(turn - f.angle[row])
     reach = f.radius[row,0]*f.radius[row,1]/np.hypot(f.radius[row,1]*cos, f.radius[row,0]*sin) + f.rng.gamma(2, .8, len(row))
     start = f.centre[row] + reach[:,None]*np.stack([np.cos(turn), np.sin(turn)], 1)
+    loose = f.phase[row] == METAPHASE
+    start[loose] = f.centre[row[loose]] + f.rng.normal(0, 4., (loose.sum(), 2))
     points, exist = f.grow(start, turn + np.pi/2 + f.rng.normal(0, .5, len(row)), f.rng.uniform(.4, 2.2, len(row)), .8, step=.3)
-    return lit(f.blur(f.lines(points, exist, f.rng.lognormal(0, .4, len(row))), .15))*(1 - .6*f.nucleus) + f.cyto*f.rng.uniform(0, .2)
+    return lit(f.blur(f.lines(points, exist, f.rng.lognormal(0, .4, len(row))), .15))*(1 - .6*f.nucleus)*(1 - f.taken) + f.haze(.3)
 
 @pattern('Peroxisomes')
 def peroxisomes(f):
     "Many even dots over the whole cytoplasm"
-    xy = f.scatter(f.per_cell(f.rng.uniform(50, 250), f.cyto*(.2 + np.exp(-np.maximum(f.rim, 0)/f.rng.uniform(4, 12)))))
+    xy = f.scatter(f.per_cell(f.rng.uniform(50, 280), f.room*(.2 + np.exp(-np.maximum(f.rim, 0)/f.rng.uniform(4, 12)))))
     xy = np.concatenate([xy, xy + f.rng.normal(0, .15, xy.shape)]) # a little longer than wide
-    return lit(dots(f, xy, f.rng.uniform(.08, .16))) + f.cyto*f.rng.uniform(0, .12)
+    return lit(dots(f, xy, f.rng.uniform(.08, .2))) + f.haze(.2)
 
 @pattern('Endosomes')
 def endosomes(f):
     "Dots, small and some larger, fewer towards the edge"
-    xy = f.scatter(f.per_cell(f.rng.uniform(15, 70), f.cyto*np.exp(-np.maximum(f.rim, 0)/f.rng.uniform(4, 10))))
-    r = f.rng.uniform(.15, .4, len(xy))
-    return lit(dots(f, xy, r, f.rng.lognormal(0, .4, len(xy)), np.where(r > .28, .6, 0))) + f.cyto*f.rng.uniform(0, .15)
+    xy = f.scatter(f.per_cell(f.rng.uniform(15, 90), f.room*np.exp(-np.maximum(f.rim, 0)/f.rng.uniform(4, 10))))
+    r = np.clip(f.rng.lognormal(np.log(f.rng.uniform(.13, .26)), .35, len(xy)), .08, .42)
+    return lit(dots(f, xy, r, f.rng.lognormal(0, .4, len(xy)), np.where(r > .32, .5, 0))) + f.haze(.3)
 
 @pattern('Lysosomes')
 def lysosomes(f):
     "Dots of very different size, the large ones as rings"
-    xy = f.scatter(f.per_cell(f.rng.uniform(25, 120), f.cyto*(.05 + np.exp(-np.maximum(f.rim, 0)/f.rng.uniform(4, 14)))))
-    r = np.clip(f.rng.lognormal(np.log(.24), .45, len(xy)), .1, .9)
-    return lit(dots(f, xy, r, f.rng.lognormal(0, .3, len(xy)), np.where(r > .4, .8, 0))) + f.cyto*f.rng.uniform(0, .12)
+    xy = f.scatter(f.per_cell(f.rng.uniform(25, 120), f.room*(.05 + np.exp(-np.maximum(f.rim, 0)/f.rng.uniform(4, 14)))))
+    r = np.clip(f.rng.lognormal(np.log(f.rng.uniform(.18, .3)), f.rng.uniform(.3, .55), len(xy)), .1, .7)
+    return lit(dots(f, xy, r, f.rng.lognormal(0, .3, len(xy)), np.where(r > .38, f.rng.uniform(.2, .9), 0))) + f.haze(.2)
 
 @pattern('Lipid droplets')
 def lipid_droplets(f):
     "Round, clustered, the large ones hollow"
-    seeds = f.scatter(f.per_cell(f.rng.uniform(2, 10), f.cyto*np.exp(-np.maximum(f.rim, 0)/8)))
+    seeds = f.scatter(f.per_cell(f.rng.uniform(2, 10), f.room*np.exp(-np.maximum(f.rim, 0)/8)))
     each = f.rng.integers(1, 12, len(seeds))
     xy = np.repeat(seeds, each, axis=0)
     xy = xy + f.rng.normal(0, 1.6, xy.shape)
-    xy = xy[(_at(f.cyto, f, xy) > 0)]
+    xy = xy[_at(f.room, f, xy) > .5]
     r = np.clip(f.rng.lognormal(np.log(.45), .4, len(xy)), .2, 1.6)
-    return lit(dots(f, xy, r, 1., np.where(r > .35, .9, .3))) + f.cyto*f.rng.uniform(0, .12)
+    return lit(dots(f, xy, r, 1., np.where(r > .35, .9, .3))) + f.haze(.2)
 
-@pattern('Aggresome')
+@pattern('Aggresome', aggresomes=.85)
 def aggresome(f):
-    "One dense blob beside the nucleus, now and then a second"
-    n = len(f.centre)
-    near = f.scatter(f.per_cell((f.rng.random(n) < .75)*f.rng.choice([1, 1, 1, 2], n), f.cyto*np.exp(-((f.rim - 1.5)/2.)**2)))
-    r = f.rng.uniform(.6, 1.2)*f.rng.lognormal(0, .35, len(near))
-    return lit(dots(f, near, r, r**.8)) + f.cyto*f.rng.uniform(0, .12)
+    "One dense blob at red's centre, that dents the nucleus and displaces red; small ones on their way to it"
+    at, r = f.blobs[:,:2], f.blobs[:,2]
+    lump = np.repeat(np.arange(len(r)), 10)
+    lumps = dots(f, at[lump] + f.rng.normal(0, .3, (len(lump), 2))*r[lump,None], .45*r[lump], r[lump]**.8)
+    small = f.scatter(f.per_cell(f.rng.uniform(0, 3), f.room*np.exp(-np.maximum(f.rim, 0)/4)))
+    return lit(dots(f, at, r, r**.8, max(f.rng.uniform(-.5, .35), 0)) + lumps*f.rng.uniform(0, .2)) + .45*np.minimum(lit(dots(f, small, f.rng.uniform(.15, .5, len(small)))), 1) + f.haze(.2)
 
 @pattern('Cytoplasmic bodies')
 def cytoplasmic_bodies(f):
     "Some five to thirty round spots, larger and fewer than vesicles"
-    xy = f.scatter(f.per_cell(f.rng.uniform(3, 20), f.cyto*np.clip(f.edge/2, 0, 1)))
-    return lit(dots(f, xy, f.rng.uniform(.25, .5)*f.rng.lognormal(0, .3, len(xy)))) + f.cyto*f.rng.uniform(0, .12)
+    xy = f.scatter(f.per_cell(f.rng.uniform(3, 20), f.room*np.clip(f.edge/2, 0, 1)))
+    return lit(dots(f, xy, f.rng.uniform(.2, .5)*f.rng.lognormal(0, .25, len(xy)))) + f.haze(.2)
 
 @pattern('Rods & rings')
 def rods_and_rings(f):
     "A few smooth rods or open circles; not in every cell"
     n = len(f.centre)
-    xy = f.scatter(f.per_cell((f.rng.random(n) < .8)*f.rng.integers(1, 6, n), f.cyto*np.clip(f.edge/3, 0, 1) + .1*f.nucleus))
+    xy = f.scatter(f.per_cell((f.rng.random(n) < .8)*f.rng.integers(1, 6, n), f.room*np.clip(f.edge/3, 0, 1) + .1*f.nucleus))
     t, long, turn = np.linspace(-.5, .5, 40), f.rng.uniform(1., 2)*f.rng.lognormal(.3, .5, len(xy)), f.rng.uniform(0, 6.3, len(xy))
     rod = (long[:,None]*t)[...,None]*np.stack([np.cos(turn), np.sin(turn)], 1)[:,None]
     ring = f.rng.uniform(.7, 1.8, len(xy))[:,None,None]*np.stack([np.cos(6.2832*t), np.sin(6.2832*t)], 1)
     at = xy[:,None] + np.where((f.rng.random(len(xy)) < .35)[:,None,None], ring, rod)
-    return lit(f.blur(f.splat(at.reshape(-1, 2), np.repeat(long, 40)/40), .15)) + f.cyto*f.rng.uniform(0, .1)
+    return lit(f.blur(f.splat(at.reshape(-1, 2), np.repeat(long, 40)/40), .15)) + f.haze(.15)
 
 def _at(a, f, xy): # the value of `a` at each place
     y, x = np.clip(xy[:,::-1]/f.um, 0, f.size - 1).astype(int).T

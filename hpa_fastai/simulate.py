@@ -127,12 +127,13 @@ def simulate_dataset(
     progress=True, # Show a progress bar?
     twins=0., # Share of training images that are near-duplicates of an earlier one
     label_noise=0., # Share of label sets in train.csv with a label too many or too few
-    masks=False # Write train_masks/ and test_masks/ too: `Id_nuclei.png` and `Id_cells.png`, 16-bit cell numbers?
+    missing=0., # Share of training images in which a marker channel is black
+    masks=False # Write masks/ too: `Id_nuclei.png` and `Id_cells.png` of all images, 16-bit cell numbers?
 ) -> Path: # The folder
-    "Write a simulated data set in Kaggle's layout: train.csv, train/, test/, sample_submission.csv; beside it truth.csv (true labels and twins of train/) and solution.csv (labels of test/)"
+    "Write a simulated data set in Kaggle's layout: train.csv, train/, test/, sample_submission.csv; beside it truth.csv (true labels, twins and missing channels of train/) and solution.csv (labels of test/)"
     path, n_test = Path(path), n//4 if n_test is None else n_test
     if n < 1 or n_test < 0 or size < 16: raise DataError(f'{path}: n={n}, n_test={n_test}, size={size}; ask for at least one image of 16 pixels')
-    if not (0 <= twins <= 1 and 0 <= label_noise <= 1): raise DataError(f'{path}: twins={twins}, label_noise={label_noise}; both are shares from 0 to 1')
+    if not all(0 <= o <= 1 for o in (twins, label_noise, missing)): raise DataError(f'{path}: twins={twins}, label_noise={label_noise}, missing={missing}; all are shares from 0 to 1')
     jobs, tables = [], {}
     for number,(split,many) in enumerate(dict(train=n, test=n_test).items()):
         (path/split).mkdir(parents=True, exist_ok=True)
@@ -144,25 +145,27 @@ def simulate_dataset(
         sets = [sets[j] for j in of]
         tables[split] = pd.DataFrame(dict(Id=ids, Target=sets, twin_of=[ids[j] if j != i else '' for i,j in enumerate(of)]))
         tables[split]['given'] = [noisy_label(o, rng, label_noise) for o in sets] if split == 'train' else sets
-        jobs += [(path/split/o, target, [seed, number, j], [seed, number, i, 3] if i != j else None) for i,(o,target,j) in enumerate(zip(ids, sets, of))]
+        tables[split]['missing'] = [rng.choice([c for c in CHANNELS if c != 'green']) if split == 'train' and rng.random() < missing else '' for _ in ids]
+        jobs += [(path/split/o, target, [seed, number, j], [seed, number, i, 3] if i != j else None, black) for i,(o,target,j,black) in enumerate(zip(ids, sets, of, tables[split].missing))]
     threads = cv2.getNumThreads()
     cv2.setNumThreads(0) # a forked process must not inherit OpenCV's threads: it would wait for them for ever
     try: parallel(partial(_write_sample, size=size, um_per_px=um_per_px, masks=masks), jobs, progress=progress, chunksize=8,
                   n_workers=min(num_cpus(), 16) if workers is None else workers)
     finally: cv2.setNumThreads(threads)
     train, test = tables['train'], tables['test']
-    lists = {'train.csv': train[['Id']].assign(Target=train.given), 'truth.csv': train[['Id', 'Target', 'twin_of']],
+    lists = {'train.csv': train[['Id']].assign(Target=train.given), 'truth.csv': train[['Id', 'Target', 'twin_of', 'missing']],
              'solution.csv': test[['Id', 'Target']], 'sample_submission.csv': test[['Id']].assign(Predicted='0')}
     for name,df in lists.items():
         with whole_file(path/name) as tmp: df.to_csv(tmp, index=False, lineterminator='\n')
     return path
 
 def _write_sample(job, size, um_per_px, masks):
-    stem, target, seed, twin = job
+    stem, target, seed, twin, missing = job
     field = simulate_field(target, size, seed, um_per_px, site=stem.parent.name)
     image = field.image if twin is None else near_twin(field.image, twin)
+    if missing: image[..., CHANNELS.index(missing)] = 0
     def write(path, a):
         with whole_file(path) as tmp: tmp.write_bytes(cv2.imencode('.png', a)[1])
     for c,name in enumerate(CHANNELS): write(stem.with_name(f'{stem.name}_{name}.png'), image[..., c])
     if masks:
-        for name,a in dict(nuclei=field.nuclei, cells=field.cells).items(): write(stem.parent.with_name(f'{stem.parent.name}_masks')/f'{stem.name}_{name}.png', a.astype(np.uint16))
+        for name,a in dict(nuclei=field.nuclei, cells=field.cells).items(): write(stem.parent.with_name('masks')/f'{stem.name}_{name}.png', a.astype(np.uint16))

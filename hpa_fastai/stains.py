@@ -17,35 +17,38 @@ def microtubules(
     "The strands of the red channel"
     rng, grown = f.rng, np.flatnonzero(f.phase != METAPHASE)
     calm = f.of_cell(f.phase != METAPHASE)
-    around = f.scatter(calm*(.35 + np.exp(-np.maximum(f.rim, 0)/6))*rng.uniform(.08, .25)*f.um**2)
+    around = f.scatter(calm*(1 - f.taken)*(.35 + np.exp(-np.maximum(f.rim, 0)/6))*rng.uniform(.1, .36)*f.um**2)
     centred = np.repeat(f.mtoc[grown], rng.integers(5, 60, len(grown)), axis=0)
-    start = np.concatenate([around, centred + rng.normal(0, .8, centred.shape)])
+    off, wide = rng.normal(0, .8, centred.shape), np.zeros(len(f.mtoc))
+    wide[f.blobs[:,3].astype(int)] = f.blobs[:,2]
+    off *= 1 + wide[f.row(centred),None]/np.hypot(*off.T)[:,None] # round an aggresome, not out of it
+    start = np.concatenate([around, centred + off])
     n = len(start)
     along = f.angle[f.row(start)] + rng.choice([0, np.pi], n) + rng.normal(0, .4, n)
     heading = np.where(rng.random(n) < rng.uniform(.3, .8), along, rng.uniform(0, 2*np.pi, n))
-    points, exist = f.grow(start, heading, np.minimum(rng.gamma(3, 7, n), 40), rng.uniform(.08, .25), wall=f.wall*rng.uniform(.3, .9))
+    points, exist = f.grow(start, heading, np.minimum(rng.gamma(3, 7, n), 40), rng.uniform(.06, .28), wall=f.wall*rng.uniform(.3, .9))
     return points, exist, rng.gamma(4, 1/4, n)
 
 def tubules(
     f # The frame
 ) -> np.ndarray: # (size, size) light
     "The same strands as light"
-    return f.lines(*f.once(microtubules))
+    return f.lines(*f.once(microtubules))*(1 - .9*f.taken)
 
 def spindle(
     f, # The frame
-    i, # The row of a cell in metaphase
+    k, # The row of the spindle in `f.poles`
     n=60 # Fibres
 ) -> np.ndarray: # (m, 2) points in µm
     "The fibres of a mitotic spindle, between its two poles across the plate"
-    across = f.angle[i] + np.pi/2
-    axis = np.array([np.cos(across), np.sin(across)])
-    half = f.rng.uniform(4., 5.5) if f.radius[i,1] < 3 else 1.
+    a, b = f.poles[k]
+    half, wide = (b - a)/2, f.radius[np.flatnonzero(f.phase == METAPHASE)[k], 0]
+    across = np.array([-half[1], half[0]])/np.hypot(*half)
     t = np.linspace(-1, 1, 60)[None,:]*np.ones((n, 1))
-    bulge = f.rng.uniform(-1, 1, (n, 1))*(1 - np.abs(t)**2.5)*f.radius[i,0]*.55
+    bulge = f.rng.uniform(-1, 1, (n, 1))*(1 - np.abs(t)**2.5)*wide*.55
     stop = f.rng.uniform(.05, .3, (n, 1))*f.rng.choice([-1, 1], (n, 1))
     keep = (np.sign(stop)*t > np.abs(stop)) | (f.rng.random((n, 1)) < .2)
-    return (f.centre[i] + t[...,None]*half*axis + bulge[...,None]*np.array([-axis[1], axis[0]]))[keep]
+    return ((a + b)/2 + t[...,None]*half + bulge[...,None]*across)[keep]
 
 def bridge(
     f, # The frame
@@ -59,18 +62,27 @@ def bridge(
     across = np.array([a[1] - b[1], b[0] - a[0]])/max(np.hypot(*(b - a)), 1e-6)
     return (a + b)/2 + t[:,None]*(b - a)/2 + (f.rng.normal(0, width, len(t))*(.35 + t**2))[:,None]*across
 
+def bundles(
+    f # The frame
+) -> np.ndarray: # (size, size) light
+    "The spindles and bridges of all dividing cells"
+    out = np.zeros_like(f.body)
+    for k in range(len(f.poles)): out += f.splat(spindle(f, k), .08)
+    for k in range(len(f.bridges)): out += f.splat(bridge(f, k), .04)
+    return np.minimum(f.blur(out, .1)*(.32/f.um)**2, 2)
+
 # %% ../nbs/01b_stains.ipynb #30a039b3
 def reticulum(
     f # The frame
 ) -> np.ndarray: # (size, size) float32, about 0 to 1
     "The net of the yellow channel"
-    grain = f.rng.uniform(.45, .9)
+    grain = f.rng.uniform(.35, .9)
     mesh = np.maximum(np.exp(-(f.clouds(grain)/.4)**2), np.exp(-(f.clouds(grain*1.3)/.4)**2))
     fall = np.exp(-np.maximum(f.rim, 0)/f.rng.uniform(5, 14))
     thin = np.clip(f.edge/2.5, 0, 1)
     ring = np.exp(-(f.rim/.35)**2)
-    body = f.cyto*(.25 + .75*mesh)*(.12 + fall)*(.3 + .7*thin)*(1 + .3*f.clouds(4.))
-    return np.maximum(body + .5*ring*f.body + .06*f.nucleus, 0)
+    body = f.room*(.25 + .75*mesh)*(.12 + fall)*(.3 + .7*thin)*(1 + .3*f.clouds(4.))
+    return np.maximum(body + (.5*ring*f.body + .06*f.nucleus)*(1 - f.dividing), 0)
 
 # %% ../nbs/01b_stains.ipynb #c6efe4b0
 def draw_stains(
@@ -80,12 +92,9 @@ def draw_stains(
     rng, n = f.rng, len(f.centre)
     def gain(sigma): return f.of_cell(rng.lognormal(0, sigma, n))
     red = f.once(tubules)*(1 - rng.uniform(.3, .85)*f.nucleus)
-    haze = f.cyto*np.clip(f.edge/3, 0, 1)*rng.uniform(.02, .25)*(1 + .3*f.clouds(3.))
+    haze = f.room*np.clip(f.edge/3, 0, 1)*rng.uniform(.02, .25)*(1 + .3*f.clouds(3.))
     red = red/_level(red) + haze
-    extra = np.zeros_like(red)
-    for i in np.flatnonzero(f.phase == METAPHASE): extra += f.splat(spindle(f, i), .08)
-    for k in range(len(f.bridges)): extra += f.splat(bridge(f, k), .04)
-    red = red*np.where(f.cells > 0, gain(.3), 0) + np.minimum(f.blur(extra, .1)*(.32/f.um)**2, 2)
+    red = red*np.where(f.cells > 0, gain(.3), 0) + f.once(bundles)
     texture = 1 + rng.uniform(.05, .2)*f.clouds(.7) + rng.uniform(.05, .18)*f.clouds(2.)
     dna = f.of_cell(np.where(f.phase == METAPHASE, 2., 1.)*rng.lognormal(0, .22, n), f.nuclei)
     blue = dna*np.maximum(texture, .2)*(1 - rng.uniform(.25, .85)*f.nucleolus)*(.75 + .25*np.clip(-f.rim, 0, 1))

@@ -115,3 +115,31 @@ def dense(
     part = (np.arange(k, dtype=np.float32)/k)[:,None,None]
     w = np.broadcast_to(np.float32(weight).reshape(-1, 1), both.shape)[both]
     return (a + (b - a)*part).reshape(-1, 2), np.tile(w/k, k)
+
+# %% ../nbs/01_strokes.ipynb #d89d432c
+def waves(
+    rng, # numpy's random generator
+    n_waves, # Waves round the outline, from 2 on
+    depth, # Their depth, share of the radius
+    n=128 # Directions
+) -> np.ndarray: # (n,) radius in each direction, about 1
+    "A closed wavy curve around 0"
+    t, k = np.arange(n)*2*np.pi/n, np.arange(2, n_waves + 2)
+    return np.maximum(1 + (rng.normal(0, depth, n_waves)/(k - 1)) @ np.cos(k[:,None]*t + rng.uniform(0, 2*np.pi, (n_waves, 1))), .4)
+
+def holds(
+    rng, # numpy's random generator
+    n_points, # Points that hold the cell
+    n=128 # Directions
+) -> np.ndarray: # (n,) radius in each direction, about 1
+    "A closed curve stretched between some points around 0, slack between them"
+    t = np.arange(n)*2*np.pi/n
+    at = np.sort((np.arange(n_points) + rng.uniform(-.35, .35, n_points))/n_points*2*np.pi)
+    far, slack = rng.uniform(.85, 1.6, n_points), rng.uniform(.45, .8, n_points)
+    nxt = np.r_[at[1:], at[0] + 2*np.pi]
+    turn = np.r_[at, at + (nxt - at)/2]
+    r = np.r_[far, np.minimum(far, np.r_[far[1:], far[0]])*slack]
+    order = np.argsort(turn%(2*np.pi))
+    curve = 1/np.interp(t, (turn%(2*np.pi))[order], 1/r[order], period=2*np.pi) # 1/r is nearly straight along a straight edge
+    near = np.exp(-.5*(np.arange(-12, 13)/rng.uniform(1.5, 5))**2)
+    return np.convolve(np.r_[curve[-12:], curve, curve[:12]], near/near.sum(), 'valid')

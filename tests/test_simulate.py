@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from hpa_fastai.cells import CELL_LINES
-from hpa_fastai.labels import LABELS, DataError, encode_targets, read_labels
+from hpa_fastai.cells import CELL_LINES, draw_frame
+from hpa_fastai.labels import CHANNELS, LABELS, DataError, encode_targets, read_labels
 from hpa_fastai.patterns import PATTERNS, pattern, pattern_names
 from hpa_fastai.simulate import draw_label_sets, simulate_dataset, simulate_field
+from hpa_fastai.stains import draw_stains
 
 label_sets = st.lists(st.integers(0, 27), min_size=1, max_size=4, unique=True)
 
@@ -53,7 +54,7 @@ def test_threads_do_not_matter():
 def _digest(folder): return {str(o.relative_to(folder)): hashlib.sha1(o.read_bytes()).hexdigest() for o in sorted(folder.rglob('*')) if o.is_file()}
 
 def test_dataset_is_the_same_with_any_number_of_workers(tmp_path):
-    kw = dict(n=20, n_test=6, size=64, seed=7, progress=False, twins=.2, label_noise=.2, masks=True)
+    kw = dict(n=20, n_test=6, size=64, seed=7, progress=False, twins=.2, label_noise=.2, missing=.2, masks=True)
     digests = [_digest(simulate_dataset(tmp_path/str(w), workers=w, **kw)) for w in (0, 1, 2, 3)]
     assert len(digests[0]) == 26*6 + 4 and all(o == digests[0] for o in digests)
     simulate_dataset(tmp_path/'0', workers=0, **kw) # over an old one
@@ -94,6 +95,44 @@ def test_divisions_and_neighbours_are_there():
     assert len(np.unique(simulate_field(16, 256, 0).nuclei)) > 2
     assert simulate_field(17, 256, 0).patterns[17].max() > .5
     assert simulate_field(22, 256, 0).patterns[22].max() > .5
+
+def _frames(n=4, **kw): return [draw_frame(384, .2, seed, line='spread', **kw) for seed in range(n)]
+
+def test_aggresomes_displace_red_and_dent_the_nucleus():
+    inside, beside = {c: [] for c in CHANNELS}, {c: [] for c in CHANNELS}
+    for f in _frames(aggresomes=1.):
+        light = {**draw_stains(f), 'green': PATTERNS['Aggresome'].draw(f)}
+        core, near = f.taken > .9, (f.taken == 0) & (f.cells > 0) & (f.rim < 4)
+        assert not f.nuclei[core].any() and (f.cells[core] > 0).all()
+        for c,a in light.items(): inside[c].append(a[core].mean()); beside[c].append(a[near].mean())
+    i, b = ({c: np.mean(v) for c,v in o.items()} for o in (inside, beside))
+    assert i['green'] > 3*b['green'] and i['red'] < .3*b['red'] and i['yellow'] < .3*b['yellow'] and i['blue'] == 0
+    assert not any(len(f.blobs) for f in _frames()) # no label, no aggresome
+
+@pytest.mark.parametrize('name', ['Nucleoplasm', 'Nuclear membrane', 'Nucleoli', 'Nucleoli fibrillar center', 'Nuclear speckles', 'Nuclear bodies'])
+def test_dividing_cells_have_no_nucleus(name):
+    "What was in it is all over the cell: less of the contrast that nuclei at rest show"
+    calm, torn = [], []
+    for f in _frames(8, metaphase=1):
+        a = PATTERNS[name].draw(f)
+        rest, plate = (f.nuclei > 0) & (f.dividing == 0), (f.nuclei > 0) & (f.dividing > 0)
+        around = (f.dividing > 0) & (f.cyto > 0)
+        if rest.any(): calm.append(a[rest].mean()/(a[rest].mean() + a[(f.dividing == 0) & (f.cyto > 0)].mean()))
+        torn.append(a[plate].mean()/(a[plate].mean() + a[around].mean()))
+    assert np.mean(torn) < .6 < .75 < np.mean(calm)
+
+def test_dividing_cells_have_two_poles_and_few_filaments():
+    def mean(name, where): return np.mean([PATTERNS[name].draw(f)[where(f)].mean() for f in _frames(6, metaphase=1)])
+    def poles(f):
+        out = np.zeros(f.cells.shape, np.uint8)
+        for x,y in f.poles.reshape(-1, 2)/f.um: cv2.circle(out, (int(x), int(y)), 4, 1, -1)
+        return out > 0
+    def cell(f): return (f.dividing > 0) & (f.edge > 2) & ~poles(f)
+    def others(f): return (f.cells > 0) & (f.dividing == 0) & (f.edge > 2)
+    for name in ('Centrosome', 'Microtubule organizing center'): assert mean(name, poles) > 4*mean(name, cell), name
+    def spindle(f): return (f.dividing > 0) & (f.taken > .5)
+    assert mean('Microtubules', spindle) > mean('Microtubules', others) # green follows red into the spindle
+    for name in ('Peroxisomes', 'Lysosomes', 'Mitochondria', 'Golgi apparatus', 'Endoplasmic reticulum'): assert mean(name, lambda f: (f.dividing > 0) & (f.taken > .9)) < .5*mean(name, lambda f: (f.dividing > 0) & (f.taken == 0)), name
 
 def test_a_29th_pattern(tmp_path):
     @pattern('Halo')
