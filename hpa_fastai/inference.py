@@ -13,17 +13,27 @@ import pandas as pd
 from fastai.vision.all import Learner, Module, delegates, noop, patch, store_attr, torch
 
 from .files import whole_file
-from .labels import LABELS, DataError, decode_targets, label_counts, parse_target, read_csv_checked, read_submission
+from .labels import CHANNELS, LABELS, DataError, decode_targets, label_counts, parse_target, read_csv_checked, read_submission
+from .normalize import BufferPool, apply_symmetries
 
 # %% ../nbs/12_inference.ipynb #9a7176f7
+_pool = BufferPool()
+
 def dihedral_views(
     x, # (..., height, width); square
     n:int=8 # How many of the eight: 1 is the batch itself, 4 its turns, 8 all
 ): # Yields tensors of the same shape
     "The symmetries of the square, one after another"
     if n not in (1, 4, 8): raise ValueError(f'n is {n}; there are 1, 4 or 8 views')
-    for mirrored in range(1 + (n == 8)):
-        for k in range(min(n, 4)): yield torch.rot90(x.flip(-1) if mirrored else x, k, (-2, -1))
+    cl = torch.channels_last
+    if n > 1 and x.device.type == 'cpu' and x.ndim == 4 and x.shape[1] == len(CHANNELS) and x.dtype in (torch.uint8, torch.float32):
+        x = x.contiguous(memory_format=cl)
+        views = (apply_symmetries(x, [k]*len(x), _pool) for k in range(1, n))   # by OpenCV, into memory that is used again
+    else:
+        format = cl if x.ndim == 4 and x.is_contiguous(memory_format=cl) else torch.contiguous_format
+        views = (torch.rot90(x.flip(-1) if k >= 4 else x, k % 4, (-2, -1)).contiguous(memory_format=format) for k in range(1, n))
+    yield x
+    yield from views
 
 # %% ../nbs/12_inference.ipynb #cf65034a
 def crop_views(
