@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from .images import TensorRGBY
-from .normalize import BufferPool, RandomSymmetry, SeededTransform, StainNormalize, nhwc, sent
+from .normalize import BufferPool, RandomSymmetry, SeededTransform, StainNormalize, in_threads, nhwc, sent
 
 # %% ../nbs/06_augment.ipynb #a807eda5
 class ImageWise(SeededTransform):
@@ -38,9 +38,8 @@ class ImageWise(SeededTransform):
         src = nhwc(x)
         out = self.pool.empty(*src.shape, dtype=x.dtype)
         params = dict(zip(rows.tolist(), params))
-        for i, (img, o) in enumerate(zip(src.numpy(), out.numpy())):
-            if i in params: self.change(img, o, params[i])
-            else: o[:] = img
+        def one(i, img, o): self.change(img, o, params[i]) if i in params else np.copyto(o, img)
+        in_threads(one, range(len(x)), src.numpy(), out.numpy())
         return out.permute(0, 3, 1, 2)
 
 def as_bytes(
