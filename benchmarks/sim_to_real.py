@@ -17,7 +17,7 @@ from hpa_fastai.labels import CHANNELS, LABELS, DataError, encode_targets, read_
 from hpa_fastai.optics import Site
 from hpa_fastai.simulate import simulate_field
 
-GALLERY = Site(photons=(40, 2000), marker_photons=(100, 3000), black=(.01, .08), gamma=(.8, 1.5), bright=(.6, 1.6), marker_bright=(.45, 1.6)) # published pictures: long exposures, strong contrast
+GALLERY = Site(photons=(40, 2000), marker_photons=(100, 3000), black=(.01, .08), gamma=(.8, 1.5), bright=(.6, 1.6), marker_bright=(.35, 1.6)) # published pictures: long exposures, strong contrast
 
 FINE = .36 # µm per pixel that the network sees
 

@@ -242,7 +242,7 @@ def draw_frame(
         poles.append([centre[i] - half, centre[i] + half])
     blobs = []
     for i in np.flatnonzero((phase == INTERPHASE) & (rng.random(n) < aggresomes)):
-        r, (long, short), to = min(rng.uniform(.8, 2.6), .5*radius[i].min()), radius[i], turn[i] - angle[i]
+        r, (long, short), to = min(rng.uniform(.8, 3.), .5*radius[i].min()), radius[i], turn[i] - angle[i]
         mtoc[i] = centre[i] + (long*short/np.hypot(short*np.cos(to), long*np.sin(to)) + rng.uniform(.1, 1.)*r)*np.array([np.cos(turn[i]), np.sin(turn[i])])
         blobs.append([*mtoc[i], r, i])
         pit = np.zeros((size, size), np.uint8)

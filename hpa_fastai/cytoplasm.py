@@ -58,12 +58,12 @@ def intermediate_filaments(f):
     n = len(start)
     points, exist = f.grow(start, f.rng.uniform(0, 6.3, n), f.rng.gamma(3, 4.5, n), f.rng.uniform(.18, .45), wall=f.wall)
     net = f.lines(points, exist, f.rng.gamma(2, .5, n))*(f.room + .2*f.nucleus)
-    return lit(net) + f.room*f.thick*np.exp(-np.maximum(f.rim, 0)/8)*f.rng.uniform(.05, .35)
+    return lit(net) + f.room*f.thick*f.rng.uniform(.05, .5)
 
 @pattern('Actin filaments', line='spread')
 def actin_filaments(f):
     "Long straight parallel cables, and the cortex"
-    start = f.scatter(f.per_cell(f.rng.uniform(40, 140), f.body*(.4 + np.exp(-f.edge/4)))*(1 - f.dividing)) # a dividing cell is round: only its cortex
+    start = f.scatter(f.per_cell(f.rng.uniform(20, 130), f.body*(.4 + np.exp(-f.edge/4)))*(1 - f.dividing)) # a dividing cell is round: only its cortex
     n, row = len(start), f.row(start)
     heading = f.angle[row] + f.rng.normal(0, f.rng.uniform(.06, .3), n)
     long = f.rng.uniform(4, 25, n)
@@ -84,7 +84,7 @@ def mitochondria(f):
     start = f.scatter(f.per_cell(f.rng.uniform(50, 220), f.room*np.exp(-np.maximum(f.rim, 0)/f.rng.uniform(3, 14))))
     n, out = len(start), start - f.mtoc[f.row(start)]
     heading = np.arctan2(out[:,1], out[:,0]) + f.rng.normal(0, f.rng.uniform(.5, 2.5), n) # along red, more or less
-    points, exist = f.grow(start, heading, f.rng.gamma(3, f.rng.uniform(.4, 1.6), n), f.rng.uniform(.35, .7), wall=f.wall, step=.4)
+    points, exist = f.grow(start, heading, f.rng.gamma(3, f.rng.uniform(.5, 1.7), n), f.rng.uniform(.35, .7), wall=f.wall, step=.4)
     return lit(f.blur(f.lines(points, exist, f.rng.lognormal(0, .3, n)), f.rng.uniform(.1, .17)))*(f.room + .3*f.nucleus) + f.haze(.2)
 
 # %% ../nbs/01d_cytoplasm.ipynb #88e82bb4
@@ -95,11 +95,11 @@ def focal_adhesions(f):
     start = f.scatter(f.per_cell(f.rng.uniform(15, 60), band*np.clip(f.clouds(8.) + .6, 0, 2)))
     row = f.row(start)
     heading = np.arctan2(*(f.centre[row] - start).T[::-1]) + f.rng.normal(0, .3, len(start))
-    long = f.rng.uniform(.8, 3.2, len(start))
+    long = f.rng.uniform(.8, f.rng.uniform(2, 5), len(start))
     t = np.linspace(-.5, .5, 20)
     at = start[:,None] + (long[:,None]*t)[...,None]*np.stack([np.cos(heading), np.sin(heading)], 1)[:,None]
     plaques = f.splat(at.reshape(-1, 2), np.repeat(long, 20)/20)
-    return lit(f.blur(plaques, .15)) + f.thick*f.rng.uniform(0, .25)
+    return lit(f.blur(plaques, f.rng.uniform(.12, .25))) + f.thick*f.rng.uniform(0, .25)
 
 @pattern('Microtubule ends')
 def microtubule_ends(f):
@@ -111,7 +111,7 @@ def microtubule_ends(f):
     tip = np.arange(points.shape[1]) >= (last - f.rng.integers(2, 4, len(last)))[:,None]
     tips = f.blur(f.lines(points, exist[keep] & tip, f.rng.lognormal(0, .4, len(last))), .15)
     specks = lit(f.blur(f.splat(f.scatter(f.room*f.rng.uniform(.3, 2)*f.um**2)), .12))*f.room
-    return lit(tips) + specks*f.rng.uniform(0, .35) + np.minimum(lit(f.once(tubules)), 1)*f.rng.uniform(0, .25) + f.once(bundles)*f.dividing*f.rng.uniform(.2, .8)
+    return lit(tips)*(1 - .7*f.nucleus) + specks*f.rng.uniform(0, .35) + np.minimum(lit(f.once(tubules)), 1)*f.rng.uniform(0, .25) + f.once(bundles)*f.dividing*f.rng.uniform(.2, .8)
 
 @pattern('Microtubule organizing center')
 def organizing_center(f):
@@ -156,7 +156,8 @@ def golgi(f):
     reach = f.radius[row,0]*f.radius[row,1]/np.hypot(f.radius[row,1]*cos, f.radius[row,0]*sin) + f.rng.gamma(2, .8, len(row))
     start = f.centre[row] + reach[:,None]*np.stack([np.cos(turn), np.sin(turn)], 1)
     loose = f.phase[row] == METAPHASE
-    start[loose] = f.centre[row[loose]] + f.rng.normal(0, 4., (loose.sum(), 2))
+    around = f.rng.uniform(0, 2*np.pi, loose.sum())
+    start[loose] = f.centre[row[loose]] + f.rng.uniform(4, 9, (len(around), 1))*np.stack([np.cos(around), np.sin(around)], 1)
     points, exist = f.grow(start, turn + np.pi/2 + f.rng.normal(0, .5, len(row)), f.rng.uniform(.4, 2.2, len(row)), .8, step=.3)
     return lit(f.blur(f.lines(points, exist, f.rng.lognormal(0, .4, len(row))), .15))*(1 - .6*f.nucleus)*(1 - f.taken) + f.haze(.3)
 
@@ -204,7 +205,7 @@ def aggresome(f):
 @pattern('Cytoplasmic bodies')
 def cytoplasmic_bodies(f):
     "Some five to thirty round spots, larger and fewer than vesicles"
-    xy = f.scatter(f.per_cell(f.rng.uniform(3, 20), f.room*np.clip(f.edge/2, 0, 1)))
+    xy = f.scatter(f.per_cell(f.rng.uniform(3, 30), f.room*np.clip(f.edge/2, 0, 1)))
     return lit(dots(f, xy, f.rng.uniform(.2, .5)*f.rng.lognormal(0, .25, len(xy)))) + f.haze(.2)
 
 @pattern('Rods & rings')
@@ -212,9 +213,9 @@ def rods_and_rings(f):
     "A few smooth rods or open circles; not in every cell"
     n = len(f.centre)
     xy = f.scatter(f.per_cell((f.rng.random(n) < .8)*f.rng.integers(1, 6, n), f.room*np.clip(f.edge/3, 0, 1) + .1*f.nucleus))
-    t, long, turn = np.linspace(-.5, .5, 40), f.rng.uniform(1., 2)*f.rng.lognormal(.3, .5, len(xy)), f.rng.uniform(0, 6.3, len(xy))
+    t, long, turn = np.linspace(-.5, .5, 40), np.minimum(f.rng.uniform(1., 3.5)*f.rng.lognormal(.2, .4, len(xy)), 9), f.rng.uniform(0, 6.3, len(xy))
     rod = (long[:,None]*t)[...,None]*np.stack([np.cos(turn), np.sin(turn)], 1)[:,None]
-    ring = f.rng.uniform(.7, 1.8, len(xy))[:,None,None]*np.stack([np.cos(6.2832*t), np.sin(6.2832*t)], 1)
+    ring = f.rng.uniform(.5, 2.2, len(xy))[:,None,None]*np.stack([np.cos(6.2832*t), np.sin(6.2832*t)], 1)
     at = xy[:,None] + np.where((f.rng.random(len(xy)) < .35)[:,None,None], ring, rod)
     return lit(f.blur(f.splat(at.reshape(-1, 2), np.repeat(long, 40)/40), .15)) + f.haze(.15)
 

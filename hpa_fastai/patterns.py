@@ -39,10 +39,11 @@ def pattern_names() -> tuple: # The 28 labels in order, then the ones that were 
 
 # %% ../nbs/01c_patterns.ipynb #5263edde
 def lit(
-    light # (size, size) light
+    light, # (size, size) light
+    above=.15 # What counts as bright, share of the maximum
 ) -> np.ndarray: # The same with its bright parts about 1
     "Scale light by its bright parts; darkness stays dark"
-    bright = light[light > .15*light.max()]
+    bright = light[light > above*light.max()]
     return light/max(float(np.quantile(bright, .8)), 1e-6) if len(bright) else light
 
 # %% ../nbs/01c_patterns.ipynb #03272a2b
@@ -100,11 +101,13 @@ def nucleoplasm(f):
 
 @pattern('Nuclear membrane')
 def nuclear_membrane(f):
-    "A thin uneven ring on the rim, folds inside, often a weak nucleoplasm"
+    "A thin uneven ring on the rim, folds and small rings inside, often a weak nucleoplasm; gone in a dividing cell"
     ring = np.exp(-(f.rim/f.rng.uniform(.2, .4))**2)*np.maximum(1 + .35*f.clouds(3.), .2)*f.body
     start = f.scatter(f.per_nucleus(f.rng.choice([0, 0, 1, 2, 3], len(f.centre))))
     folds = f.lines(*f.grow(start, f.rng.uniform(0, 6.3, len(start)), f.rng.uniform(1.5, 6, len(start)), .35))*f.nucleus
-    return released(f, ring + f.blur(folds, .15)*.8 + f.rng.uniform(.05, .45)*f.nucleus*(1 - .3*f.nucleolus)*(1 + .25*f.clouds(.6)))
+    rings = f.scatter(f.per_nucleus(f.rng.choice([0, 0, 0, 1, 2], len(f.centre))))
+    folds = f.blur(folds, .15)*.8 + np.minimum(lit(dots(f, rings, f.rng.uniform(.3, 1., len(rings)), hollow=1.)), 1)*f.nucleus
+    return released(f, ring + folds + f.rng.uniform(.05, .35)*f.nucleus*(1 - .3*f.nucleolus)*(1 + .25*f.clouds(.6)))
 
 @pattern('Nucleoli')
 def nucleoli(f):
@@ -115,12 +118,13 @@ def nucleoli(f):
 
 @pattern('Nucleoli fibrillar center')
 def fibrillar_centers(f):
-    "Small dots inside each nucleolus"
+    "Small dots, or a larger one, inside each nucleolus"
     x, y, r, row = f.nucleoli.T
     many = np.clip(f.rng.poisson(r*f.rng.uniform(2.5, 6.)), 1, 12)
     at = np.repeat(f.nucleoli, many, axis=0)
     xy = at[:,:2] + f.rng.normal(0, .5, (len(at), 2))*at[:,2:3]
-    return released(f, lit(dots(f, xy, f.rng.uniform(.14, .32, len(xy)), f.rng.lognormal(0, .3, len(xy)))) + f.nucleus*f.rng.uniform(0, .15))
+    size = np.where(np.repeat(many == 1, many), .4*at[:,2], f.rng.uniform(.14, .32, len(xy)))
+    return released(f, lit(dots(f, xy, np.clip(size, .14, .6), f.rng.lognormal(0, .3, len(xy)))) + f.nucleus*.15*f.rng.random()**2)
 
 @pattern('Nuclear speckles')
 def nuclear_speckles(f):
@@ -135,6 +139,6 @@ def nuclear_speckles(f):
 @pattern('Nuclear bodies')
 def nuclear_bodies(f):
     "One to fifteen sharp round spots in a nucleus, not in its nucleoli"
-    xy = f.scatter(f.per_nucleus(1 + f.rng.gamma(2, f.rng.uniform(.8, 3.), len(f.centre)), 1 - f.nucleolus))
+    xy = f.scatter(f.per_nucleus(1.5 + f.rng.gamma(2, f.rng.uniform(.8, 3.5), len(f.centre)), 1 - f.nucleolus))
     spots = dots(f, xy, f.rng.uniform(.2, .4)*f.rng.lognormal(0, .25, len(xy)))
-    return released(f, lit(spots) + f.nucleus*(1 - .5*f.nucleolus)*.2*f.rng.random()**2)
+    return released(f, lit(spots) + f.nucleus*(1 - .5*f.nucleolus)*.15*f.rng.random()**2)

@@ -60,9 +60,9 @@ def simulate_field(
         drawn = {i: np.maximum(o.draw(frame), 0) for i,o in chosen.items()}
         if all(a.max() > .5 for a in drawn.values()): break
     light = draw_stains(frame)
-    patterns = {i: np.clip(lit(frame.blur(a, .12)), 0, 1) if a.max() > .5 else a for i,a in drawn.items()}
+    patterns = {i: np.clip(lit(frame.blur(a, .12), above=.4), 0, 1) if a.max() > .5 else a for i,a in drawn.items()}
     expression = np.where(frame.cells > 0, frame.of_cell(rng.lognormal(0, rng.uniform(.1, .6), len(frame.centre))), 1)
-    haze = rng.uniform(0, .06)*frame.body*np.maximum(1 + .3*frame.clouds(.6), 0)
+    haze = rng.uniform(0, .1)*frame.thick*np.maximum(1 + .3*frame.clouds(.6), 0)
     light['green'] = (haze + sum(rng.uniform(.45, 1)*a for a in patterns.values()))*expression
     image = np.stack([photograph(light[c], rng, frame.um, site, c != 'green', bits) for c in CHANNELS], 2)
     for c in missing: image[..., CHANNELS.index(c)] = 0
@@ -96,11 +96,14 @@ def near_twin(
 ) -> np.ndarray: # (h, w, 4) uint8
     "The same field once more: shifted, with another gain and more noise"
     rng = np.random.default_rng(seed)
-    d = max(image.shape[0]//32, 1)
-    (dy, dx), (h, w) = rng.integers(-d, d + 1, 2), image.shape[:2]
-    padded = cv2.copyMakeBorder(image, d, d, d, d, cv2.BORDER_REFLECT)[d+dy:d+dy+h, d+dx:d+dx+w]
-    out = padded*rng.uniform(.75, 1.25, image.shape[2]).astype(np.float32) + normals(rng, *image.shape)*rng.uniform(1, 5)
-    return np.where(padded > 0, out.clip(0, 255) + .5, 0).astype(np.uint8)
+    moved = _shifted(image, rng)
+    out = moved*rng.uniform(.75, 1.25, image.shape[2]).astype(np.float32) + normals(rng, *image.shape)*rng.uniform(1, 5)
+    return np.where(moved > 0, out.clip(0, 255) + .5, 0).astype(np.uint8)
+
+def _shifted(a, rng): # an image or a mask, by at most 1/32 of its height; what comes in is mirrored
+    d, (h, w) = max(a.shape[0]//32, 1), a.shape[:2]
+    dy, dx = d + rng.integers(-d, d + 1, 2)
+    return cv2.copyMakeBorder(a, d, d, d, d, cv2.BORDER_REFLECT)[dy:dy+h, dx:dx+w]
 
 def noisy_label(
     target, # A label set as text
@@ -168,4 +171,6 @@ def _write_sample(job, size, um_per_px, masks):
         with whole_file(path) as tmp: tmp.write_bytes(cv2.imencode('.png', a)[1])
     for c,name in enumerate(CHANNELS): write(stem.with_name(f'{stem.name}_{name}.png'), image[..., c])
     if masks:
-        for name,a in dict(nuclei=field.nuclei, cells=field.cells).items(): write(stem.parent.with_name('masks')/f'{stem.name}_{name}.png', a.astype(np.uint16))
+        for name,a in dict(nuclei=field.nuclei, cells=field.cells).items():
+            if twin: a = _shifted(a, np.random.default_rng(twin))
+            write(stem.parent.with_name('masks')/f'{stem.name}_{name}.png', a.astype(np.uint16))

@@ -18,11 +18,11 @@ def microtubules(
     rng, grown = f.rng, np.flatnonzero(f.phase != METAPHASE)
     calm = f.of_cell(f.phase != METAPHASE)
     around = f.scatter(calm*(1 - f.taken)*(.35 + np.exp(-np.maximum(f.rim, 0)/6))*rng.uniform(.1, .36)*f.um**2)
-    centred = np.repeat(f.mtoc[grown], rng.integers(5, 60, len(grown)), axis=0)
-    off, wide = rng.normal(0, .8, centred.shape), np.zeros(len(f.mtoc))
+    own = np.repeat(grown, rng.integers(5, 60, len(grown)))
+    off, wide = rng.normal(0, .8, (len(own), 2)), np.zeros(len(f.mtoc))
     wide[f.blobs[:,3].astype(int)] = f.blobs[:,2]
-    off *= 1 + wide[f.row(centred),None]/np.hypot(*off.T)[:,None] # round an aggresome, not out of it
-    start = np.concatenate([around, centred + off])
+    off *= 1 + wide[own,None]/np.hypot(*off.T)[:,None] # round an aggresome, not out of it
+    start = np.concatenate([around, f.mtoc[own] + off])
     n = len(start)
     along = f.angle[f.row(start)] + rng.choice([0, np.pi], n) + rng.normal(0, .4, n)
     heading = np.where(rng.random(n) < rng.uniform(.3, .8), along, rng.uniform(0, 2*np.pi, n))
