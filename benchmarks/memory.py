@@ -6,11 +6,10 @@ Computed: weights, gradients and AdamW's two moments (16 bytes a parameter), wha
 precision that autocast gives it) times the batch, and the largest single activation once more for the gradient in flight. Workspaces of cuDNN, fragmentation and the CUDA context
 (about 0.5 GiB) are not in it; a measured figure has all but the context.
 """
-import json
-
 import torch
 from fastcore.script import call_parse
 
+from hpa_fastai.files import write_json
 from hpa_fastai.learner import best_precision
 from hpa_fastai.losses import MultiLabelFocalLoss
 from hpa_fastai.models import rgby_model
@@ -57,7 +56,7 @@ def main(
     body: str = 'resnet34', # timm body
     size: int = 512, # Side of the images in pixels
     bs: int = 32, # Images in a batch
-    json_file: str = None # Write the table there too
+    json: str = None # Write the table there too
 ):
     "Peak memory of a training step"
     cuda, rows = torch.cuda.is_available(), []
@@ -68,5 +67,4 @@ def main(
         else: peak = computed(model.to(memory_format=torch.channels_last), bs, size, dtype)
         rows.append(dict(body=body, size=size, bs=bs, precision=precision, gib=round(peak/GiB, 2), how='measured' if cuda else 'computed', fits_16_gb=peak + GiB < 16e9))
         print('  '.join(f'{k} {v}' for k, v in rows[-1].items()), flush=True)
-    if json_file:
-        with open(json_file, 'w') as f: json.dump(rows, f, indent=1)
+    if json: write_json(json, rows)

@@ -4,12 +4,13 @@
 
 Prints one row for each precision: milliseconds per step of both, and their ratio (median over rounds; the two take turns, so that other work on the machine hits both).
 """
-import json, statistics, time
+import statistics, time
 
 import torch
 from fastai.vision.all import DataLoaders, to_device
 from fastcore.script import call_parse
 
+from hpa_fastai.files import write_json
 from hpa_fastai.learner import best_precision, rgby_learner
 from hpa_fastai.losses import MultiLabelFocalLoss
 from hpa_fastai.models import rgby_model
@@ -41,7 +42,7 @@ def main(
     bs: int = 16, # Images in a batch
     steps: int = 12, # Steps in a round
     rounds: int = 5, # Rounds of each
-    json_file: str = None # Write the table there too
+    json: str = None # Write the table there too
 ):
     "Time a training step through the Learner and through a bare loop"
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -75,5 +76,4 @@ def main(
         ratio = statistics.median(x/y for x, y in zip(times['learner'], times['bare']))
         rows.append(dict(device=str(device), body=body, size=size, bs=bs, precision=precision, learner_ms=round(a, 1), bare_ms=round(b, 1), ratio=round(ratio, 3)))
         print('  '.join(f'{k} {v}' for k, v in rows[-1].items()), flush=True)
-    if json_file:
-        with open(json_file, 'w') as f: json.dump(rows, f, indent=1)
+    if json: write_json(json, rows)

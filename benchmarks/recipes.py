@@ -1,0 +1,139 @@
+"""All named recipes on the same simulated cells, with the same number of images seen: macro F1 out of sample, with intervals.
+
+    python benchmarks/recipes.py --out DIR [--data DIR] [--json FILE] [--recipes 'gapnet iafoss'] [--budget 16000] [--images 1600] [--threads 2]
+
+What is the same for all, and what is not, where there are no pretrained weights and two cores:
+
+- Data: simulated fields of 256 pixels, half of the images with the competition's frequencies of labels and half balanced, so that the rarest label has some dozens; two folds (`--folds`).
+- Budget: every network sees about the same number of images in training; its phases are shortened in proportion, and patience with them. (The first place's second network sees a quarter as many on top.)
+- Sizes: a quarter of the recipe's own, at most 256 pixels, so that who looked closer does here too (and pays in time, which the table shows).
+- Bodies: pretrained ones (ResNet, VGG, DenseNet, ...) are all replaced by one small residual network from scratch. So bodies and the starts of stems are not compared; heads, losses, sampling, schedules, augmentation, crops,
+  views and thresholds are. Networks that are the system itself (GapNet-PL, the plain CNN) stay as they are.
+- Rates: a recipe for pretrained weights has its rates scaled so that the highest is right for that network from scratch (2e-3 for Adam, 0.05 for SGD), and nothing is frozen before all has been trained once. GapNet's and the CNN's own stay.
+
+Each run is a folder under DIR: stopped, the same command goes on. `--variants` adds GapNet-PL with one choice changed at a time, for the findings.
+"""
+import shutil, time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from fastcore.script import call_parse, store_true
+
+from hpa_fastai.compare import compare_runs
+from hpa_fastai.crossval import cross_validate, decide_out_of_sample
+from hpa_fastai.ensembles import ENSEMBLES
+from hpa_fastai.files import write_json
+from hpa_fastai.inference import read_probs
+from hpa_fastai.labels import encode_targets, read_labels
+from hpa_fastai.metrics import macro_f1
+from hpa_fastai.models import NETWORKS
+from hpa_fastai.recipes import RECIPES, load_recipe
+from hpa_fastai.rules import Rule
+from hpa_fastai.runs import RunFolder
+from hpa_fastai.sampling import SAMPLING
+from hpa_fastai.simulate import simulate_dataset
+
+SMALL = dict(body='resnet10t', model_args=dict(channels=[32, 64, 128, 256], stem_width=16))
+VARIANTS = dict(gapnet_loss_bce=dict(loss='bce', label_weights=0.), gapnet_loss_f1=dict(loss='soft_f1', label_weights=0.), gapnet_loss_focal_unweighted=dict(label_weights=0.),
+                gapnet_sampling_none=dict(sampling='none'), gapnet_sampling_all=dict(sampling='inverse'), gapnet_five_folds=dict(folds=5))
+
+
+def simulated(path, images, seed=0):
+    "A data set, half with the competition's label frequencies, half balanced"
+    if (path/'train.csv').exists(): return path
+    half = images//2
+    simulate_dataset(path/'natural', n=half, n_test=half//4, seed=seed)
+    simulate_dataset(path/'balanced', n=images - half, n_test=half//4, seed=seed + 1, balanced=True)
+    lists = {}
+    for part in ('train', 'test'):
+        (path/part).mkdir(exist_ok=True)
+        for source in ('natural', 'balanced'):
+            for file in (path/source/part).iterdir(): shutil.move(file, path/part/file.name)
+    for name in ('sample_submission.csv', 'solution.csv', 'train.csv'):    # the last one says that all is there
+        lists[name] = pd.concat([pd.read_csv(path/source/name, dtype=str) for source in ('natural', 'balanced')])
+        lists[name].to_csv(path/name, index=False)
+    return path
+
+
+def scaled(recipe, df, budget, folds, bs=32):
+    "The recipe as this benchmark can run it; the module's docstring says how"
+    own = recipe.body in NETWORKS
+    size = min(256, recipe.size//4)
+    changes = dict(size=size, crop=round(recipe.crop*size/recipe.size) if recipe.crop else 0, folds=folds, weights='none', bs=bs, accumulate=0)
+    if not own: changes |= {**SMALL, 'model_args': {**SMALL['model_args'], **{k: v for k, v in recipe.model_args.items() if k == 'input_norm'}}}
+    if recipe.masks: changes['masks.um_per_px'] = .32*256/size
+    if recipe.neighbours: changes |= {'neighbours.body': 'resnet10t', 'neighbours.weights': 'none', 'neighbours.lr': 1e-3}
+    rule = SAMPLING[recipe.sampling]
+    targs = encode_targets(df.Target)
+    share = 1 - 1/folds
+    epoch = share*(rule(targs, **recipe.sampling_args).sum() if rule else len(df))
+    total, top = sum(p.epochs for p in recipe.phases), max(p.lr for p in recipe.phases)
+    factor = 1 if own else (.05 if recipe.opt == 'sgd' else 2e-3)/top
+    shorter = budget/epoch/total
+    if recipe.neighbours: changes['neighbours.epochs'] = max(1, round(budget/4/(share*len(df))))
+    whole = False
+    for i, p in enumerate(recipe.phases):
+        whole |= p.train == 'all'
+        changes |= {f'phases.{i}.epochs': max(1, round(p.epochs*shorter)), f'phases.{i}.lr': p.lr*factor, f'phases.{i}.size': p.size//4, f'phases.{i}.patience': p.patience and max(3, round(p.patience*shorter))}
+        if not whole: changes[f'phases.{i}.train'] = 'all'
+        if 'patience' in p.schedule_args: changes[f'phases.{i}.schedule_args.patience'] = max(1, round(p.schedule_args['patience']*shorter))
+    return recipe.override(**changes)
+
+
+def by_rule(run):
+    "Macro F1 of a run's networks under several kinds of thresholds, each fitted on the other folds"
+    def score(name): return macro_f1(decide_out_of_sample(lambda p, t, f: Rule.kinds[name]().fit(p, t), run.probs, run.targs, run.folds), run.targs)
+    return {name: round(float(score(name)), 4) for name in ('FixedRule', 'GlobalRule', 'ClassRule', 'RatioRule', 'ShrinkRule', 'SoftF1Rule', 'MeanRule')}
+
+
+def by_ensemble(path, data):
+    "Macro F1 on test images of a run's networks, combined in several ways; one threshold, fitted on out-of-fold predictions combined alike"
+    run, truth = RunFolder(path), pd.read_csv(data/'solution.csv', dtype=str)
+    targs = encode_targets(truth.Target)
+    each = [read_probs(o, truth.Id)[1] for o in sorted(path.glob('fold*/test.parquet'))]
+    out = {}
+    for name, combine in ENSEMBLES.items():
+        alone = np.empty_like(run.probs)
+        for k in np.unique(run.folds): alone[run.folds == k] = combine(run.probs[None, run.folds == k])
+        out[name] = round(float(macro_f1(Rule.kinds['GlobalRule']().fit(alone, run.targs).predict(combine(each)), targs)), 4)
+    return out
+
+
+@call_parse
+def main(
+    out: str = 'runs-benchmark', # Folder of the runs, and of the data where none is given
+    data: str = None, # A data set in Kaggle's layout with solution.csv; simulated if None
+    json: str = None, # Write table and findings there too
+    recipes: str = None, # Names, with spaces between; by default all
+    budget: int = 16000, # Images that each network sees in training
+    images: int = 1600, # Simulated training images
+    folds: int = 2, # Of each run
+    variants: store_true = False, # Run GapNet-PL with one choice changed at a time, too?
+    threads: int = None # PyTorch's threads; by default its own choice
+):
+    "All recipes on the same cells"
+    if threads: torch.set_num_threads(threads)
+    out = Path(out)
+    data = Path(data) if data else simulated(out/'cells', images)
+    df = read_labels(data/'train.csv')
+    names = recipes.split() if recipes else [o for o in RECIPES if o != 'gapnet_pretrained']   # that is the first of its three
+    jobs = {name: scaled(load_recipe(name), df, budget, folds) for name in names}
+    if variants: jobs |= {name: scaled(load_recipe('gapnet'), df, budget, changes.get('folds', folds)).override(**changes) for name, changes in VARIANTS.items()}
+    for i, (name, recipe) in enumerate(jobs.items()):
+        if (out/name/'scores.json').exists(): continue
+        print(f'--- {name} ({i+1} of {len(jobs)}), {time.strftime("%H:%M")}', flush=True)
+        cross_validate(data, out/name, recipe, packs=out/'packs')
+
+    table = compare_runs([out/name for name in names]).reset_index()
+    print(table.drop(columns='recipe').round(3).to_string(index=False))
+    result = dict(settings=dict(budget=budget, images=len(df), folds=folds, data='simulated' if (data/'solution.csv').exists() else data.name), table=table.round(4).to_dict('records'),
+                  rules={name: by_rule(RunFolder(out/name)) for name in names})
+    print(pd.DataFrame(result['rules']).T.round(3).to_string())
+    if variants:
+        of_gapnet = compare_runs([out/name for name in ['gapnet', 'gapnet_bce_f1', 'gapnet_crops', *VARIANTS]], against='gapnet').reset_index()
+        result |= dict(variants=of_gapnet.round(4).to_dict('records'), ensembles=by_ensemble(out/'gapnet_five_folds', data))
+        print(of_gapnet.drop(columns='recipe').round(3).to_string(index=False))
+        print('five folds on test images:', result['ensembles'])
+    if json: write_json(json, result)
