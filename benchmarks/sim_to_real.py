@@ -7,7 +7,6 @@ files named `CLASS-….jpg` (composites: red microtubules, green protein, blue n
 `ID_{red,green,blue,yellow}.png` with a CSV of `Id,Target`.
 """
 import argparse, json, os, re, time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -16,6 +15,7 @@ import numpy as np
 from hpa_fastai.labels import CHANNELS, LABELS, DataError, encode_targets, read_labels
 from hpa_fastai.optics import Site
 from hpa_fastai.simulate import simulate_field
+from hpa_fastai.workers import ordered_map
 
 GALLERY = Site(photons=(40, 2000), marker_photons=(100, 3000), black=(.01, .08), gamma=(.8, 1.5), bright=(.6, 1.6), marker_bright=(.35, 1.6)) # published pictures: long exposures, strong contrast
 
@@ -58,14 +58,12 @@ def draw(job):
 
 def simulate(n, seconds, size, um, n_channels, seed=0, workers=2):
     "At most `n` fields, fewer where the time is up first"
-    cv2.setNumThreads(0) # a forked process must not inherit OpenCV's threads: it would wait for them for ever
-    images, labels, start = np.empty((n, size, size, n_channels), np.uint8), np.empty(n, np.int64), time.time()
-    with ProcessPoolExecutor(workers) as pool:
-        at = 0
-        while at < n and (at == 0 or time.time() - start < seconds):
-            for image,label in pool.map(draw, [(seed + at + i, size, um, n_channels) for i in range(min(224, n - at))], chunksize=14):
-                images[at], labels[at] = image, label
-                at += 1
+    images, labels, end = np.empty((n, size, size, n_channels), np.uint8), np.empty(n, np.int64), time.time() + seconds
+    jobs = ((seed + i, size, um, n_channels) for i in range(n) if i < 224 or time.time() < end)
+    at = 0
+    for image,label in ordered_map(draw, jobs, workers, chunk=14):
+        images[at], labels[at] = image, label
+        at += 1
     return images[:at], labels[:at]
 
 # -- the network

@@ -14,11 +14,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from fastcore.basics import num_cpus
-from fastcore.parallel import parallel
+from fastprogress import progress_bar
 
 from .labels import CHANNELS, DataError, parse_target, train_label_sets
 from .files import whole_file
+from .workers import ordered_map
 from .strokes import normals
 from .cells import draw_frame
 from .stains import draw_stains
@@ -150,11 +150,8 @@ def simulate_dataset(
         tables[split]['given'] = [noisy_label(o, rng, label_noise) for o in sets] if split == 'train' else sets
         tables[split]['missing'] = [rng.choice([c for c in CHANNELS if c != 'green']) if split == 'train' and rng.random() < missing else '' for _ in ids]
         jobs += [(path/split/o, target, [seed, number, j], [seed, number, i, 3] if i != j else None, black) for i,(o,target,j,black) in enumerate(zip(ids, sets, of, tables[split].missing))]
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(0) # a forked process must not inherit OpenCV's threads: it would wait for them for ever
-    try: parallel(partial(_write_sample, size=size, um_per_px=um_per_px, masks=masks), jobs, progress=progress, chunksize=8,
-                  n_workers=min(num_cpus(), 16) if workers is None else workers)
-    finally: cv2.setNumThreads(threads)
+    written = ordered_map(partial(_write_sample, size=size, um_per_px=um_per_px, masks=masks), jobs, workers, chunk=8)
+    for _ in progress_bar(written, total=len(jobs), leave=False) if progress else written: pass
     train, test = tables['train'], tables['test']
     lists = {'train.csv': train[['Id']].assign(Target=train.given), 'truth.csv': train[['Id', 'Target', 'twin_of', 'missing']],
              'solution.csv': test[['Id', 'Target']], 'sample_submission.csv': test[['Id']].assign(Predicted='0')}
