@@ -4,12 +4,13 @@
 
 What is the same for all, and what is not, where there are no pretrained weights and two cores:
 
-- Data: simulated fields of 256 pixels, half of the images with the competition's frequencies of labels and half balanced, so that the rarest label has some dozens; two folds (`--folds`).
+- Data: simulated fields of 41 µm and 256 pixels, half of the images with the competition's frequencies of labels and half balanced, so that the rarest label has some dozens; two folds (`--folds`).
 - Budget: every network sees about the same number of images in training; its phases are shortened in proportion, and patience with them. (The first place's second network sees a quarter as many on top.)
-- Sizes: a quarter of the recipe's own, at most 256 pixels, so that who looked closer does here too (and pays in time, which the table shows).
+- Sizes: a quarter of the recipe's own side (at most 256 pixels) for a field of a quarter of the side: structures have the size that the recipe would see in whole images, there are only fewer cells. So who looked closer does here too,
+  and pays in time, which the table shows. `demo`, made for small images, stays as it is.
 - Bodies: pretrained ones (ResNet, VGG, DenseNet, ...) are all replaced by one small residual network from scratch. So bodies and the starts of stems are not compared; heads, losses, sampling, schedules, augmentation, crops,
   views and thresholds are. Networks that are the system itself (GapNet-PL, the plain CNN) stay as they are.
-- Rates: a recipe for pretrained weights has its rates scaled so that the highest is right for that network from scratch (2e-3 for Adam, 0.05 for SGD), and nothing is frozen before all has been trained once. GapNet's and the CNN's own stay.
+- Rates: a recipe for pretrained weights has its rates scaled so that the highest is right for that network from scratch (4e-3 for Adam, 0.1 for SGD), and nothing is frozen before all has been trained once. GapNet's and the CNN's own stay.
 
 Each run is a folder under DIR: stopped, the same command goes on. `--variants` adds GapNet-PL with one choice changed at a time, for the findings.
 """
@@ -35,6 +36,7 @@ from hpa_fastai.runs import RunFolder
 from hpa_fastai.sampling import SAMPLING
 from hpa_fastai.simulate import simulate_dataset
 
+SIDE, UM = 256, .16   # of a field: pixels, and µm in one; whole images have 1024 of that width, or 512 of .32
 SMALL = dict(body='resnet10t', model_args=dict(channels=[32, 64, 128, 256], stem_width=16))
 VARIANTS = dict(gapnet_loss_bce=dict(loss='bce', label_weights=0.), gapnet_loss_f1=dict(loss='soft_f1', label_weights=0.), gapnet_loss_focal_unweighted=dict(label_weights=0.),
                 gapnet_sampling_none=dict(sampling='none'), gapnet_sampling_all=dict(sampling='inverse'), gapnet_five_folds=dict(folds=5))
@@ -44,39 +46,38 @@ def simulated(path, images, seed=0):
     "A data set, half with the competition's label frequencies, half balanced"
     if (path/'train.csv').exists(): return path
     half = images//2
-    simulate_dataset(path/'natural', n=half, n_test=half//4, seed=seed)
-    simulate_dataset(path/'balanced', n=images - half, n_test=half//4, seed=seed + 1, balanced=True)
-    lists = {}
+    simulate_dataset(path/'natural', n=half, n_test=half//4, size=SIDE, um_per_px=UM, seed=seed)
+    simulate_dataset(path/'balanced', n=images - half, n_test=half//4, size=SIDE, um_per_px=UM, seed=seed + 1, balanced=True)
     for part in ('train', 'test'):
         (path/part).mkdir(exist_ok=True)
         for source in ('natural', 'balanced'):
             for file in (path/source/part).iterdir(): shutil.move(file, path/part/file.name)
     for name in ('sample_submission.csv', 'solution.csv', 'train.csv'):    # the last one says that all is there
-        lists[name] = pd.concat([pd.read_csv(path/source/name, dtype=str) for source in ('natural', 'balanced')])
-        lists[name].to_csv(path/name, index=False)
+        pd.concat([pd.read_csv(path/source/name, dtype=str) for source in ('natural', 'balanced')]).to_csv(path/name, index=False)
     return path
 
 
 def scaled(recipe, df, budget, folds, bs=32):
     "The recipe as this benchmark can run it; the module's docstring says how"
-    own = recipe.body in NETWORKS
-    size = min(256, recipe.size//4)
+    small = recipe.name == 'demo'
+    own = small or recipe.body in NETWORKS
+    size = recipe.size if small else min(SIDE, recipe.size//4)
     changes = dict(size=size, crop=round(recipe.crop*size/recipe.size) if recipe.crop else 0, folds=folds, weights='none', bs=bs, accumulate=0)
     if not own: changes |= {**SMALL, 'model_args': {**SMALL['model_args'], **{k: v for k, v in recipe.model_args.items() if k == 'input_norm'}}}
-    if recipe.masks: changes['masks.um_per_px'] = .32*256/size
+    if recipe.masks: changes['masks.um_per_px'] = UM*SIDE/size
     if recipe.neighbours: changes |= {'neighbours.body': 'resnet10t', 'neighbours.weights': 'none', 'neighbours.lr': 1e-3}
     rule = SAMPLING[recipe.sampling]
     targs = encode_targets(df.Target)
     share = 1 - 1/folds
     epoch = share*(rule(targs, **recipe.sampling_args).sum() if rule else len(df))
-    total, top = sum(p.epochs for p in recipe.phases), max(p.lr for p in recipe.phases)
-    factor = 1 if own else (.05 if recipe.opt == 'sgd' else 2e-3)/top
+    total, highest = sum(p.epochs for p in recipe.phases), max(p.lr for p in recipe.phases if p.train == 'all')
+    top = highest if own else .1 if recipe.opt == 'sgd' else 4e-3
     shorter = budget/epoch/total
     if recipe.neighbours: changes['neighbours.epochs'] = max(1, round(budget/4/(share*len(df))))
     whole = False
     for i, p in enumerate(recipe.phases):
         whole |= p.train == 'all'
-        changes |= {f'phases.{i}.epochs': max(1, round(p.epochs*shorter)), f'phases.{i}.lr': p.lr*factor, f'phases.{i}.size': p.size//4, f'phases.{i}.patience': p.patience and max(3, round(p.patience*shorter))}
+        changes |= {f'phases.{i}.epochs': max(1, round(p.epochs*shorter)), f'phases.{i}.lr': min(p.lr*top/highest, top), f'phases.{i}.size': p.size//4, f'phases.{i}.patience': p.patience and max(3, round(p.patience*shorter))}
         if not whole: changes[f'phases.{i}.train'] = 'all'
         if 'patience' in p.schedule_args: changes[f'phases.{i}.schedule_args.patience'] = max(1, round(p.schedule_args['patience']*shorter))
     return recipe.override(**changes)

@@ -130,9 +130,11 @@ class Recipe:
             _inside(d, path, where)[last] = yaml.safe_load(v) if isinstance(v, str) else v
         return Recipe.from_dict(d, where)
 
+    def to_yaml(self): "All choices as text"; return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True, width=120)
+
     def save(self, path):
         "Write the recipe as YAML"
-        with whole_file(path) as tmp: tmp.write_text(yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True, width=120), encoding='utf-8')
+        with whole_file(path) as tmp: tmp.write_text(self.to_yaml(), encoding='utf-8')
 
 def _inside(d, path, where):
     "What lies under the keys and numbers of `path`"
