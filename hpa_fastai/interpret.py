@@ -167,11 +167,13 @@ class RGBYInterpretation:
 
     def confident_errors(self,
         k:int=9, # Errors
-        label=None # Only those about this label, by name; by default all
+        label=None, # Only those about this label, by name; by default all
+        error=None # Only `'not there'`, or only `'missed'`; by default both
     ) -> pd.DataFrame: # Id, label, prob, error (`'not there'` or `'missed'`), target, predicted
         "The wrong decisions that were the surest, one row for each image and label"
         wrong = np.where(self.decided != self.targs, np.abs(self.probs - self.targs), 0)
         if label is not None: wrong[:, [o != label for o in self.labels]] = 0
+        if error is not None: wrong[self.targs != (error == 'missed')] = 0
         i, c = np.unravel_index(np.argsort(-wrong, axis=None, kind='stable')[:k], wrong.shape)
         keep = wrong[i, c] > 0
         i, c = i[keep], c[keep]
