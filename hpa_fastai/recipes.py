@@ -9,6 +9,7 @@ __all__ = ['RECIPES', 'Phase', 'Neighbours', 'Recipe', 'load_recipe', 'recipe_ta
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
+import re
 
 import yaml
 
@@ -24,7 +25,14 @@ def _known(cls, d, where):
         if k not in names:
             close = get_close_matches(str(k), names, 1, 0.)
             raise DataError(f'{where}: unknown key {k!r}; did you mean {close[0]!r}?')
+    for f in fields(cls):
+        if f.type in (int, float, str, list, dict) and not isinstance(d.get(f.name, f.type()), (int, float) if f.type is float else f.type):
+            raise DataError(f'{where}: {f.name} is {d[f.name]!r}; it should be of the kind {f.type.__name__}')
     return cls(**d)
+
+class _Yaml(yaml.SafeLoader): "YAML in which `1e-3` is a number, as everybody expects"
+_Yaml.add_implicit_resolver('tag:yaml.org,2002:float', re.compile(r'[-+]?[0-9]+[eE][-+]?[0-9]+$'), list('-+0123456789'))
+def _read(text): return yaml.load(text, _Yaml)   # safe: a subclass of SafeLoader
 
 @dataclass
 class Phase:
@@ -117,7 +125,7 @@ class Recipe:
     @classmethod
     def load(cls, path):
         "Read a recipe from YAML"
-        try: return cls.from_dict(yaml.safe_load(Path(path).read_text(encoding='utf-8')), path)
+        try: return cls.from_dict(_read(Path(path).read_text(encoding='utf-8')), path)
         except FileNotFoundError: raise DataError(f'{path}: no such file') from None
         except (yaml.YAMLError, UnicodeDecodeError) as e: raise DataError(f'{path}: not YAML ({" ".join(str(e).split())})') from None
 
@@ -127,7 +135,7 @@ class Recipe:
         for k, v in choices.items():
             if v is None: continue
             *path, last = (f'phases.{len(self.phases) - 1}.{k}' if k in ('epochs', 'lr') else k).split('.')
-            _inside(d, path, where)[last] = yaml.safe_load(v) if isinstance(v, str) else v
+            _inside(d, path, where)[last] = _read(v) if isinstance(v, str) else v
         return Recipe.from_dict(d, where)
 
     def to_yaml(self): "All choices as text"; return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True, width=120)
