@@ -42,7 +42,7 @@ h1{font-size:1.6rem;line-height:1.2;margin:.3em 0}h2{font-size:1.2rem;margin:2em
 .card{background:#f4f6f8;border-radius:.5rem;padding:.7rem}.card strong{display:block;font-size:1.5rem;line-height:1.2}
 small{color:#555}.scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:.9rem}td,th{padding:.25rem .4rem;text-align:left;border-bottom:1px solid #eee;vertical-align:middle}
-.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.n{text-align:right;font-variant-numeric:tabular-nums}td.n{white-space:nowrap}
 .bar{position:relative;height:.9rem;min-width:6rem;background:#eef1f4;border-radius:.2rem}.bar span{position:absolute;top:0;height:100%}
 .f{background:#7fb2d9;border-radius:.2rem}.i{border-left:2px solid #14456b;border-right:2px solid #14456b;height:.5rem!important;top:.2rem!important;background:linear-gradient(#14456b,#14456b) center/100% 2px no-repeat}
 .v{border-radius:1rem;padding:.1rem .6rem;font-size:.8rem;white-space:nowrap}.good{background:#d7efdc}.fair{background:#fdf0c8}.poor{background:#f9d9d6}.unknown{background:#e8e8e8}
