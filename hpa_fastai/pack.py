@@ -12,7 +12,6 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import cached_property, partial
-from io import BytesIO
 from pathlib import Path
 
 import cv2
@@ -28,7 +27,14 @@ from .labels import CHANNELS, DataError
 from .files import read_json, whole_file, write_json
 from .images import find_samples, open_rgby, resize_rgby
 
-# %% ../nbs/03_pack.ipynb #b8bc2f2e
+# %% ../nbs/03_pack.ipynb #3311a3af
+def _tiles(size): return (size//32, 32) if size % 32 == 0 else (1, size)      # how many along a side, and their side
+
+def _tiled(img):
+    "A sample, or the buffer of one, seen as (tiles down, tiles across, side, side, 4)"
+    k, t = _tiles(len(img))
+    return img.reshape(k, t, k, t, 4).swapaxes(1, 2)
+
 def _encode(img):
     "A sample as a zstd frame: plane by plane, since a stain's neighbour pixel is its best forecast"
     return pa.compress(b''.join(p.tobytes() for p in cv2.split(img)), codec='zstd', asbytes=True)
@@ -67,7 +73,9 @@ class Pack:
     def _map(self):
         with open(self.pixels, 'rb') as f: return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
     @cached_property
-    def _array(self): return np.ndarray((len(self), self.size, self.size, 4), np.uint8, self._map, int(self.rows['offset'][0]))
+    def _array(self): # (samples, tiles down, tiles across, side, side, 4)
+        k, t = _tiles(self.size)
+        return np.ndarray((len(self), k, k, t, t, 4), np.uint8, self._map, int(self.rows['offset'][0]))
     @cached_property
     def _where(self): return pd.Index(self.ids)
 
@@ -87,7 +95,7 @@ class Pack:
 
     def _read(self, i, out):
         "Copy one whole sample to `out`; raises `DataError` where it can't be decompressed"
-        if not self.compress: out[:] = self._array[i]; return
+        if not self.compress: _tiled(out)[:] = self._array[i]; return
         start, n = int(self.rows['offset'][i]), int(self.rows['nbytes'][i])
         try: _decode(memoryview(self._map)[start:start+n], out)
         except (OSError, ValueError) as e: raise DataError(f'{self.pixels}: sample {self.ids[i]} is damaged ({e}); delete the pack and build it again') from None
@@ -101,7 +109,7 @@ class Pack:
         return _measure(img, row['offset'], row['nbytes']).tobytes() == row.tobytes()
 
 # %% ../nbs/03_pack.ipynb #4279e575
-PACK_VERSION = 1
+PACK_VERSION = 2
 
 def _crc(o): return zlib.crc32(json.dumps(o, sort_keys=True).encode())
 
@@ -132,9 +140,10 @@ def open_pack(
 def _part(path): return path.with_name(path.name + '.part')
 
 def _header(n, size):
-    "The first bytes of a `.npy` file of `n` samples"
-    np.lib.format.write_array_header_1_0(f := BytesIO(), dict(descr='|u1', fortran_order=False, shape=(n, size, size, len(CHANNELS))))
-    return f.getvalue()
+    "The first page of a `.npy` file of `n` samples"
+    k, t = _tiles(size)
+    text = repr(dict(descr='|u1', fortran_order=False, shape=(n, k, k, t, t, len(CHANNELS))))
+    return np.lib.format.magic(1, 0) + (4086).to_bytes(2, 'little') + text.ljust(4085).encode('ascii') + b'\n'
 
 # %% ../nbs/03_pack.ipynb #07fb25a5
 def _pack_some(todo, pixels, size, compress, opener):
@@ -147,7 +156,7 @@ def _pack_some(todo, pixels, size, compress, opener):
                 if img.shape != (size, size, 4) or img.dtype != np.uint8: raise DataError(f'{source}: opened as {img.shape} {img.dtype}; the opener must give (height, width, 4) uint8')
             except DataError as e: done.append((i, str(e), b'')); continue
             frame = _encode(img) if compress else b''
-            if not compress: f.seek(offset); f.write(img)
+            if not compress: f.seek(offset); f.write(np.ascontiguousarray(_tiled(img)))
             done.append((i, _measure(img, offset, len(frame) or img.nbytes), frame))
     return done
 
@@ -267,12 +276,21 @@ def gather(self:Pack,
 
 @patch
 def _gather(self:Pack, idxs, tops, lefts, side, out):
-    line, map_ = self.size*4, self._map
+    k, t = _tiles(self.size)
+    line = k*t*t*4                                                       # bytes of a line of tiles
     if hasattr(mmap, 'MADV_WILLNEED'):
-        for o in (self.rows['offset'][idxs].astype(np.int64) + tops*line).tolist():
-            page = o//mmap.PAGESIZE*mmap.PAGESIZE
-            map_.madvise(mmap.MADV_WILLNEED, page, o + side*line - page)
-    for o,i,t,l in zip(out, idxs, tops, lefts): o[:] = self._array[i, t:t+side, l:l+side]
+        for at, y, x in zip(self.rows['offset'][idxs].tolist(), tops.tolist(), lefts.tolist()):
+            y0, x0, y1, x1 = y//t, x//t, -(-(y + side)//t), -(-(x + side)//t)   # the tiles that are touched
+            if x1 - x0 == k: stretches = [(y0*line, (y1 - y0)*line)]
+            else: stretches = [(i*line + x0*t*t*4, (x1 - x0)*t*t*4) for i in range(y0, y1)]
+            for start, n in stretches:
+                page = (at + start)//mmap.PAGESIZE*mmap.PAGESIZE
+                self._map.madvise(mmap.MADV_WILLNEED, page, at + start + n - page)
+    for o, i, y, x in zip(out, idxs, tops, lefts):
+        if side == self.size: _tiled(o)[:] = self._array[i]; continue
+        tiles = self._array[i, y//t:-(-(y + side)//t), x//t:-(-(x + side)//t)]
+        down, across = tiles.shape[:2]
+        o[:] = tiles.swapaxes(1, 2).reshape(down*t, across*t, 4)[y%t:y%t+side, x%t:x%t+side]
 
 @patch
 def _gather_compressed(self:Pack, idxs, tops, lefts, side, out):

@@ -6,7 +6,9 @@ import numpy as np, pytest
 from hpa_fastai.labels import DataError
 from hpa_fastai.pack import build_pack, open_pack
 
-size, n = 64, 400
+size, n = 64, 240
+ctx = multiprocessing.get_context('forkserver' if 'forkserver' in multiprocessing.get_all_start_methods() else 'spawn')
+if ctx.get_start_method() == 'forkserver': ctx.set_forkserver_preload(['pytest', 'hpa_fastai.pack'])      # fastai is imported once for all processes
 
 def field(i):
     "A sample from its number, slowly, as if it had been decoded"
@@ -17,15 +19,23 @@ def field(i):
 def sources(n=n): return {f'f{i:04d}': str(i) for i in range(n)}
 def digest(folder): return {o.name: hashlib.sha256(o.read_bytes()).hexdigest() for o in sorted(folder.iterdir())}
 
-if __name__ == '__main__':   # started by the tests below: build a pack
-    path, compress, workers, count = sys.argv[1], sys.argv[2] == 'zstd', int(sys.argv[3]), int(sys.argv[4])
-    print('ready', flush=True)
-    build_pack(sources(count), path, size, compress=compress, workers=workers, opener=field, progress=False)
-    if len(sys.argv) > 5:
-        print(next(o for o in open('/proc/self/status') if o.startswith('VmHWM')).split()[1])   # not ru_maxrss, which begins with the parent's
-    sys.exit()
+def in_another_process(send, path, codec, workers, limit):
+    "Build a pack, and send the error or None"
+    if hasattr(os, 'setsid'): os.setsid()
+    if limit:
+        import resource
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try: build_pack(sources(), path, size, compress=codec == 'zstd', workers=workers, opener=field, progress=False)
+    except DataError as e: send.send(str(e))
+    else: send.send(None)
 
-def command(path, codec='raw', workers=2, count=n, *more): return [sys.executable, __file__, str(path), codec, str(workers), str(count), *map(str, more)]
+def start(path, codec='raw', workers=2, limit=None):
+    "A process that builds a pack, and where its error can be received"
+    receive, send = ctx.Pipe(duplex=False)
+    p = ctx.Process(target=in_another_process, args=(send, path, codec, workers, limit))
+    p.start()
+    return p, receive
 
 @pytest.fixture(scope='module', params=['raw', 'zstd'])
 def whole(request, tmp_path_factory):
@@ -41,11 +51,10 @@ def rows_done(part):
 def test_killed_then_run_again_gives_the_same_bytes(whole, tmp_path, progress):
     codec, expected = whole
     part = tmp_path/'pack.part'
-    p = subprocess.Popen(command(tmp_path/'pack', codec), stdout=subprocess.PIPE, start_new_session=True)
-    p.stdout.readline()
+    p, _ = start(tmp_path/'pack', codec)
     end = time.time() + 120
-    while rows_done(part) < progress*n and p.poll() is None and time.time() < end: time.sleep(.003)
-    p.send_signal(signal.SIGKILL); p.wait()
+    while rows_done(part) < progress*n and p.is_alive() and time.time() < end: time.sleep(.003)
+    p.kill(); p.join()
     assert not (tmp_path/'pack').exists()
     with pytest.raises(DataError, match='not finished|no such pack'): open_pack(tmp_path/'pack')
     kept = rows_done(part)
@@ -58,9 +67,9 @@ def test_killed_then_run_again_gives_the_same_bytes(whole, tmp_path, progress):
 def test_a_power_cut_may_lose_any_page(whole, tmp_path):
     "Rows without their pixels, pixels without their rows, half of a row: all are done again"
     codec, expected = whole
-    p = subprocess.Popen(command(tmp_path/'pack', codec), stdout=subprocess.PIPE)
+    p, _ = start(tmp_path/'pack', codec)
     while rows_done(tmp_path/'pack.part') < n//2: time.sleep(.005)
-    p.kill(); p.wait()
+    p.kill(); p.join()
     part = tmp_path/'pack.part'
     time.sleep(.5)
     pixels = next(part.glob('pixels.*'))
@@ -88,10 +97,9 @@ def test_every_flipped_byte_is_noticed(whole, tmp_path):
 
 def test_several_builders_end_with_one_pack(whole, tmp_path):
     codec, expected = whole
-    running = [subprocess.Popen(command(tmp_path/'pack', codec, 0), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    for p in running:
-        err = p.communicate()[1]
-        assert not p.returncode, err
+    for p, receive in [start(tmp_path/'pack', codec, 0) for _ in range(2)]:
+        assert receive.recv() is None
+        p.join()
     assert digest(tmp_path/'pack') == digest(expected.path)
 
 def checksum(pack, seed):
@@ -100,17 +108,16 @@ def checksum(pack, seed):
 
 def test_several_readers(whole):
     _, pack = whole
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context('spawn')) as ex:
+    with ProcessPoolExecutor(2, mp_context=ctx) as ex:
         sums = list(ex.map(checksum, [pack]*4, range(4)))
     assert len(set(sums)) == 1 and sums[0] == checksum(pack, 5)
 
 @pytest.mark.skipif(os.name == 'nt', reason='no resource limits')
 def test_no_space_left_keeps_what_is_done(tmp_path):
     "A limit on the size of files stands in for a full disk"
-    import resource
-    p = subprocess.run(command(tmp_path/'pack', 'zstd', 0), capture_output=True, text=True,
-                       preexec_fn=lambda: (signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))))
-    assert p.returncode and 'DataError' in p.stderr and 'free some space or choose another place, then run again: what is done is kept' in p.stderr
+    p, receive = start(tmp_path/'pack', 'zstd', 0, 1_000_000)
+    assert 'free some space or choose another place, then run again: what is done is kept' in receive.recv()
+    p.join()
     kept = rows_done(tmp_path/'pack.part')
     assert 0 < kept < n
     assert len(build_pack(sources(), tmp_path/'pack', size, compress=True, workers=0, opener=field, progress=False)) == n
@@ -129,9 +136,9 @@ def three_channels(i): return field(i)[..., :3]
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_broken_samples_are_counted_and_the_others_kept(tmp_path, workers):
-    with pytest.raises(DataError, match=r'4 of 400 samples could not be packed; the first: 7.png: not a whole image'):
+    with pytest.raises(DataError, match=r'3 of 240 samples could not be packed; the first: 7.png: not a whole image'):
         build_pack(sources(), tmp_path/'pack', size, opener=broken, workers=workers, progress=False)
-    assert rows_done(tmp_path/'pack.part') == n - 4
+    assert rows_done(tmp_path/'pack.part') == n - 3
 
 def test_an_opener_that_gives_something_else_is_refused(tmp_path):
     with pytest.raises(DataError, match=r'the opener must give \(height, width, 4\) uint8'): build_pack(sources(3), tmp_path/'pack', size, opener=three_channels, workers=0, progress=False)
@@ -144,8 +151,14 @@ def test_a_killed_worker_is_told_in_one_line(tmp_path):
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 def test_memory_does_not_grow_with_the_samples(tmp_path):
-    def peak(count): return int(subprocess.run(command(tmp_path/f'{count}', 'raw', 0, count, 'peak'), capture_output=True, text=True, check=True).stdout.split()[-1])/1024
-    assert peak(1500) - peak(200) < 10, 'MiB; the pixels of the larger pack are 23 MiB'
+    "Packing 2,000 samples after 200 needs no more memory; in a process of its own, whose memory holds nothing else yet"
+    code = f"""import numpy as np; from hpa_fastai.pack import build_pack
+img = np.random.default_rng(0).integers(0, 256, ({size}, {size}, 4), np.uint8)
+for n in (200, 2000):
+    build_pack({{f'f{{i}}': i for i in range(n)}}, {str(tmp_path)!r} + f'/{{n}}', {size}, opener=lambda i: img.copy(), workers=0, progress=False).close()
+    print(next(o for o in open('/proc/self/status') if o.startswith('VmHWM')).split()[1])      # not ru_maxrss, which begins with the parent's"""
+    few, many = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True).stdout.split()
+    assert (int(many) - int(few))/1024 < 10, 'MiB; the pixels of the larger pack are 31 MiB'
 
 def test_the_order_of_samples_is_kept_and_ids_are_free_text(tmp_path):
     ids = ['z', 'a', 'Ünï', '10580_1610_C1_1', 'with space']
