@@ -23,7 +23,7 @@ import torch
 from fastcore.script import call_parse, store_true
 
 from hpa_fastai.compare import compare_runs
-from hpa_fastai.crossval import cross_validate, decide_out_of_sample
+from hpa_fastai.crossval import cross_validate, decide_out_of_sample, decide_together, ensembles_of_one
 from hpa_fastai.ensembles import ENSEMBLES
 from hpa_fastai.files import write_json
 from hpa_fastai.inference import read_probs
@@ -93,13 +93,9 @@ def by_ensemble(path, data):
     "Macro F1 on test images of a run's networks, combined in several ways; one threshold, fitted on out-of-fold predictions combined alike"
     run, truth = RunFolder(path), pd.read_csv(data/'solution.csv', dtype=str)
     targs = encode_targets(truth.Target)
-    each = [read_probs(o, truth.Id)[1] for o in sorted(path.glob('fold*/test.parquet'))]
-    out = {}
-    for name, combine in ENSEMBLES.items():
-        alone = np.empty_like(run.probs)
-        for k in np.unique(run.folds): alone[run.folds == k] = combine(run.probs[None, run.folds == k])
-        out[name] = round(float(macro_f1(Rule.kinds['GlobalRule']().fit(alone, run.targs).predict(combine(each)), targs)), 4)
-    return out
+    each = np.stack([read_probs(o, truth.Id)[1] for o in sorted(path.glob('fold*/test.parquet'))])
+    def score(how): return macro_f1(decide_together(how, Rule.kinds['GlobalRule']().fit(ensembles_of_one(how, run.probs, run.folds), run.targs), each), targs)
+    return {how: round(float(score(how)), 4) for how in ENSEMBLES}
 
 
 @call_parse

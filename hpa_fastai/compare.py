@@ -75,9 +75,10 @@ def plot_comparison(
     for ax, x, low, high in ((axs[0], df.macro_f1, df.low, df.high), (axs[1], df.difference, df.diff_low, df.diff_high)):
         ax.errorbar(x, at, xerr=[x - low, high - x], fmt='o', ms=4, capsize=3, lw=1)
         ax.grid(axis='x', alpha=.3)
+        ax.locator_params(axis='x', nbins=5)
     if 'floor' in df: axs[0].axvline(df.floor.iloc[0], color='k', ls=':', lw=1)
     axs[0].set_yticks(list(at), df.index)
-    axs[0].set(xlabel='macro F1 out of sample' + (' (dotted: the best constant answer)' if 'floor' in df else ''))
+    axs[0].set(xlabel='macro F1' + (' (dotted: best constant answer)' if 'floor' in df else ''))
     axs[1].axvline(0, color='k', lw=1)
     axs[1].set(xlabel=f'difference from {df.index[(df.difference == 0) & (df.diff_low == df.diff_high)][0]}')
     if path:
