@@ -8,6 +8,7 @@ __all__ = ['stratified_folds', 'fold_counts', 'stratified_holdout', 'join_groups
 # %% ../nbs/04_splits.ipynb #cadaf09d
 import numpy as np
 import pandas as pd
+from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -34,7 +35,7 @@ def _sorted_by_id(df, groups, labels):
     codes[alone] = codes.max() + 1 + np.arange(alone.sum())
     return order, y, codes
 
-def _deal(y, codes, shares, seed):
+def _deal_groups(y, codes, shares, seed):
     "Deal whole groups out to parts so that every label, and the rows, come near their `shares`"
     counts = np.zeros((codes.max() + 1, y.shape[1] + 1))
     np.add.at(counts, codes, np.column_stack([y, np.ones(len(y))]))
@@ -68,7 +69,9 @@ def stratified_folds(
     order, y, codes = _sorted_by_id(df, groups, labels)
     if len(set(codes)) < n_folds: raise DataError(f'{len(set(codes))} groups for {n_folds} folds; choose fewer folds')
     fold = np.empty(len(df), int)
-    fold[order] = _deal(y, codes, np.full(n_folds, 1/n_folds), seed)
+    if groups is not None: fold[order] = _deal_groups(y, codes, np.full(n_folds, 1/n_folds), seed)
+    else:
+        for k, (_, held_out) in enumerate(MultilabelStratifiedKFold(n_folds, shuffle=True, random_state=seed).split(y, y)): fold[order[held_out]] = k
     return pd.DataFrame(dict(Id=df.Id, fold=fold))
 
 # %% ../nbs/04_splits.ipynb #3ed8a62e
@@ -97,7 +100,7 @@ def stratified_holdout(
     if not 0 < share < 1: raise DataError(f'a share of {share}; choose one between 0 and 1')
     order, y, codes = _sorted_by_id(df, groups, labels)
     is_valid = np.empty(len(df), bool)
-    is_valid[order] = _deal(y, codes, np.array([1 - share, share]), seed) == 1
+    is_valid[order] = _deal_groups(y, codes, np.array([1 - share, share]), seed) == 1
     if is_valid.all() or not is_valid.any(): raise DataError(f'{share:.0%} of {len(df)} rows in {len(set(codes))} groups leaves one side empty; choose another share')
     return pd.DataFrame(dict(Id=df.Id, is_valid=is_valid))
 
