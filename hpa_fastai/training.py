@@ -30,7 +30,7 @@ from .metrics import MacroF1, MeanAP
 from .models import HEADS, STEMS, save_weights
 from .neighbours import arcface_learner, nearest_images
 from .rules import Rule
-from .sampling import SAMPLING
+from .sampling import SAMPLING, sampling_rule
 
 # %% ../nbs/16a_training.ipynb #a0b5c1ed
 TRAINABLE = dict(all=Learner.unfreeze, stem_head=Learner.freeze_body, head=Learner.freeze)   # What learns in a phase
@@ -58,7 +58,7 @@ def fold_dls(
     device=None # By default the best there is
 ): # `DataLoaders`
     "The batches that a recipe describes, for one fold"
-    rule = SAMPLING[recipe.sampling]
+    rule = sampling_rule(recipe.sampling)
     return rgby_dls(train, pack, valid=list(held_out), bs=recipe.bs, crop=recipe.crop or None, draws=rule and partial(rule, **recipe.sampling_args), seed=recipe.seed, device=device,
                     batch_tfms=rgby_augments(**recipe.augment, stats=pack.stats()))
 
