@@ -6,6 +6,8 @@
 __all__ = ['features', 'learner_features', 'project', 'plot_projection', 'nearest_table', 'show_neighbours']
 
 # %% ../nbs/13b_embeddings.ipynb #cadaf09d
+from textwrap import fill
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -87,7 +89,7 @@ def nearest_table(
     labels=LABELS # The names that count, in order
 ) -> pd.DataFrame: # One row per query and neighbour: Id, rank (from 1), nearest, cosine, target (by name)
     "The nearest labelled images of others, by cosine"
-    names = ['; '.join(np.array(labels)[row]) for row in np.asarray(targs, bool)]
+    names = ['; '.join(np.array(list(labels))[row]) for row in np.asarray(targs, bool)]
     distance, rows = NearestNeighbors(n_neighbors=min(k + 1, len(ids)), metric='cosine').fit(known).kneighbors(queries)
     out = []
     for i, ds, rs in zip(query_ids, distance, rows):
@@ -107,8 +109,8 @@ def show_neighbours(
     for ax in axs.flat: ax.axis('off')
     for row, (i, rows) in zip(axs, groups):
         row[0].imshow(composite(images(i)))
-        row[0].set_title((titles or {}).get(i, i), fontsize=6)
+        row[0].set_title(fill(str((titles or {}).get(i, i)), int(16*size)), fontsize=6)
         for ax, r in zip(row[1:], rows.itertuples()):
             ax.imshow(composite(images(r.nearest)))
-            ax.set_title(f'{r.cosine:.2f}: {r.target}', fontsize=6)
+            ax.set_title(fill(f'{r.cosine:.2f}: {r.target}', int(16*size)), fontsize=6)
     return axs

@@ -94,7 +94,7 @@ def pair_counts(
     "How often two labels are together, in truth and as predicted, the largest gap first"
     true, predicted = (np.asarray(o, int).T@np.asarray(o, int) for o in (targs, decided))
     a, b = np.triu_indices(len(labels), 1)
-    out = pd.DataFrame(dict(a=np.array(labels)[a], b=np.array(labels)[b], true=true[a, b], predicted=predicted[a, b]))
+    out = pd.DataFrame(dict(a=np.array(list(labels))[a], b=np.array(list(labels))[b], true=true[a, b], predicted=predicted[a, b]))
     out = out[out.true + out.predicted > 0]
     out['gap'] = (out.predicted - out.true)/np.sqrt(out.predicted + out.true)
     return out.sort_values('gap', key=abs, ascending=False, kind='stable', ignore_index=True)

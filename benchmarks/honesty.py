@@ -1,0 +1,66 @@
+"""Is the number that is reported the number that comes? On simulated probabilities, where new images can be drawn at will.
+
+1. The out-of-sample estimate of several ways to fit (`held_out_score`): its mean error against the score on 20,000 new images, how often its
+   90 % interval holds that score, and the error of the number in sample.
+2. A test set whose class shares are halved and doubled in turn, and one like the training set: macro F1 of a `StackedRule` as fitted, and
+   `adapted` to the unlabelled test set.
+
+    python benchmarks/honesty.py [--trials 100] [--json FILE]
+"""
+import argparse, time, warnings
+
+warnings.filterwarnings('ignore')
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from hpa_fastai.calibration import StackedRule
+from hpa_fastai.files import write_json
+from hpa_fastai.metrics import macro_f1
+from hpa_fastai.rules import ClassRule, MeanRule, RatioRule
+from hpa_fastai.shift import adapted
+from hpa_fastai.thresholds import choose_rule, held_out_score
+
+def simulate(n, seed, labels=8):
+    "Distorted probabilities, and labels drawn from the true ones"
+    rng = np.random.default_rng(seed)
+    z = np.linspace(-5.5, -1, labels) + 2*rng.normal(size=(n, labels))
+    return expit(.5*z + 1), rng.random((n, labels)) < expit(z)
+
+def simulate_shares(n, shares, seed):
+    "What a network reports of labels with given shares, which look the same whatever their share"
+    rng = np.random.default_rng(seed)
+    targs = rng.random((n, len(shares))) < shares
+    return expit(1.5*rng.normal(np.where(targs, 1.5, -1.5)) + .5), targs
+
+def honesty(fit, trials):
+    "Errors of the estimate and of the number in sample, and whether the interval held"
+    rows = []
+    for seed in range(trials):
+        probs, targs = simulate(1000, seed)
+        new, new_targs = simulate(20_000, 10_000 + seed)
+        o, later = held_out_score(fit, probs, targs, repeats=1), macro_f1(fit(probs, targs).predict(new), new_targs)
+        rows.append(dict(estimate_minus_later=o['mean'] - later, in_interval=o['low'] <= later <= o['high'], in_sample_minus_later=o['in_sample'] - later))
+    df = pd.DataFrame(rows)
+    return {**df.mean(), 'standard_error': df.estimate_minus_later.std()/trials**.5, 'trials': trials}
+
+def shift(trials):
+    "Macro F1 with and without adapting, where shares are the same and where they are not"
+    train, rows = np.geomspace(.01, .3, 20), []
+    for name, shares in dict(same=train, shifted=train*np.where(np.arange(20) % 2, 2, .5)).items():
+        for seed in range(trials):
+            rule, (probs, targs) = StackedRule().fit(*simulate_shares(4000, train, seed)), simulate_shares(4000, shares, 10_000 + seed)
+            rows.append(dict(test_set=name, uncorrected=macro_f1(rule.predict(probs), targs), adapted=macro_f1(adapted(rule, probs).predict(probs), targs)))
+    df = pd.DataFrame(rows).groupby('test_set').mean()
+    return df.assign(gain=df.adapted - df.uncorrected)
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--json', help='where to write both tables')
+    parser.add_argument('--trials', type=int, default=100, help='of each way to fit; a fifth of that for auto and for the shift')
+    args, start = parser.parse_args(), time.perf_counter()
+    few = max(args.trials//5, 2)
+    fits = dict(per_class=(ClassRule().fit, args.trials), ratio=(RatioRule().fit, args.trials), mean=(MeanRule().fit, args.trials), stacked=(StackedRule().fit, args.trials), auto=(choose_rule, few))
+    estimates, shifted = pd.DataFrame({k: honesty(*o) for k, o in fits.items()}).T, shift(few)
+    print(estimates.round(4).to_string(), shifted.round(4).to_string(), f'{time.perf_counter() - start:.0f} s', sep='\n\n')
+    if args.json: write_json(args.json, dict(estimates=estimates.to_dict('index'), shift=shifted.to_dict('index')))
