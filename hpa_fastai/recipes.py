@@ -165,7 +165,7 @@ def _pretrained(body, unfrozen):
                   'body': body, 'head': 'gapnet_pretrained', 'dropout': .5, 'model_args': dict(input_norm=True)},
                   phases=[Phase(15, 1e-3, train='stem_head', schedule='constant'), Phase(unfrozen, 1e-4, schedule='constant')]) # rates: ours
 
-_ours = dict(source='hpa_fastai', head='linear', dropout=.1, sampling='repeat', augment=dict(gain=.2, yellow_drop=.1), loss='bce', loss_args=dict(reduction='batchmean'))
+_ours = dict(source='hpa_fastai', head='linear', dropout=.1, sampling='repeat', augment=dict(gain=.2, yellow_drop=.1), loss='bce', loss_args=dict(reduction='batchmean'), thresholds='SoftF1Rule')
 
 RECIPES = {r.name: r for r in [
     # ours
