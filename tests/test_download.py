@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hpa_fastai.download import ImageFetcher, download_images, download_list, kaggle_files
+from hpa_fastai.download import ImageFetcher, download_samples, download_list, kaggle_files
 from hpa_fastai.images import find_samples, open_rgby
 from hpa_fastai.labels import CHANNELS, DataError, read_labels
 from hpa_fastai.merging import merge_folders
@@ -61,7 +61,7 @@ def digest(folder): return {o.name: hashlib.sha256(o.read_bytes()).hexdigest() f
 def expected(tmp_path_factory):
     "What a download without a disturbance leaves"
     folder = tmp_path_factory.mktemp('whole')/'atlas'
-    with server() as (base, _): download_images(ids, folder, base, **quick)
+    with server() as (base, _): download_samples(ids, folder, base, **quick)
     return digest(folder)
 
 passing = dict(drops=Answer(drop=True), truncates=Answer(sent=200), slow=Answer(pause=1), busy=Answer(429, {'Retry-After': 0}), failing=Answer(500), restarting=Answer(503, {'Retry-After': 'soon'}), timeout=Answer(408),
@@ -72,7 +72,7 @@ passing = dict(drops=Answer(drop=True), truncates=Answer(sent=200), slow=Answer(
 def test_what_passes_is_waited_for(tmp_path, expected, trouble):
     "Every third file is in trouble at the first visit; in the end all bytes are there"
     def behave(path, visit): return trouble if visit == 1 and sorted(atlas).index(path) % 3 == 0 else Answer()
-    with server(behave) as (base, visits): got = download_images(ids, tmp_path/'atlas', base, **quick)
+    with server(behave) as (base, visits): got = download_samples(ids, tmp_path/'atlas', base, **quick)
     assert got.ids == ids and not len(got.missing) and got.new == len(atlas)
     assert digest(tmp_path/'atlas') == expected
     assert len(visits) == len(atlas) + len(atlas)//3
@@ -84,7 +84,7 @@ lasting = dict(gone=(Answer(404, body=b'gone'), 'HTTP 404', 1), forbidden=(Answe
 def test_what_lasts_is_reported_and_the_rest_is_had(tmp_path, trouble, reason, visited):
     bad = f'/{ids[3].replace("_", "/", 1)}_green.jpg'
     with server(lambda path, visit: trouble if path == bad else Answer()) as (base, visits):
-        got = download_images(ids, tmp_path/'atlas', base, **quick, retries=2)
+        got = download_samples(ids, tmp_path/'atlas', base, **quick, retries=2)
         assert got.ids == [i for i in ids if i != ids[3]]
         row = pd.read_csv(tmp_path/'atlas/missing.csv')
         assert row[['Id', 'channel', 'url']].values.tolist() == [[ids[3], 'green', base + bad]] and row.reason.str.contains(reason).all()
@@ -92,18 +92,18 @@ def test_what_lasts_is_reported_and_the_rest_is_had(tmp_path, trouble, reason, v
         assert sum(o[0] == bad for o in visits) == visited
     assert not [o for o in (tmp_path/'atlas').iterdir() if o.name.startswith('.')]
     with server() as (base, visits):       # mended: only what is missing is asked for
-        got = download_images(ids, tmp_path/'atlas', base, **quick)
+        got = download_samples(ids, tmp_path/'atlas', base, **quick)
         assert got.ids == ids and len(visits) == 3 and not len(pd.read_csv(tmp_path/'atlas/missing.csv'))
 
 def test_a_composite_is_not_taken_for_a_stain(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(f := BytesIO(), 'JPEG')
     with server(lambda path, visit: Answer(body=f.getvalue() if '103' in path and 'green' in path else None)) as (base, _):
-        got = download_images(ids, tmp_path/'atlas', base, size=32, **quick)
+        got = download_samples(ids, tmp_path/'atlas', base, size=32, **quick)
     assert got.missing.Id.tolist() == [ids[3]] and got.missing.reason.str.startswith('a colour picture with more than the green stain').all()
 
 def test_a_server_that_is_down_is_left_alone(tmp_path):
     with server(lambda path, visit: Answer(503)) as (base, visits):
-        got = download_images(ids, tmp_path/'atlas', base, **quick, retries=1, give_up=3, workers=1)
+        got = download_samples(ids, tmp_path/'atlas', base, **quick, retries=1, give_up=3, workers=1)
     assert len(visits) == 6 and not got.ids
     assert got.missing.reason.tolist() == ['HTTP 503 Service Unavailable']*3 + ['not asked for: the server is down, or you stopped']*9
 
@@ -113,14 +113,14 @@ def test_the_server_says_when(tmp_path):
     assert visits[1][1] - visits[0][1] >= 1
 
 def test_no_more_requests_than_allowed(tmp_path):
-    with server() as (base, visits): download_images(ids, tmp_path/'atlas', base, **{**quick, 'per_second': 100})
+    with server() as (base, visits): download_samples(ids, tmp_path/'atlas', base, **{**quick, 'per_second': 100})
     times = sorted(o[1] for o in visits)
     assert times[-1] - times[0] >= .8*(len(atlas) - 1)/100
     assert {o[2].split('/')[0] for o in visits} == {'hpa_fastai'}
 
 if __name__ == '__main__':   # started by the test below
     print('ready', flush=True)
-    download_images(ids, sys.argv[2], sys.argv[1], size=int(sys.argv[3]) or None, **quick)
+    download_samples(ids, sys.argv[2], sys.argv[1], size=int(sys.argv[3]) or None, **quick)
     sys.exit()
 
 @pytest.mark.skipif(os.name == 'nt', reason='no kill -9')
@@ -137,9 +137,9 @@ def test_killed_then_run_again_gives_the_same_bytes(tmp_path, size):
         assert 16 <= kept < len(atlas)
         (tmp_path/'cut/.100_7_A1_1_red.1234.tmp.jpg').write_bytes(b'half')     # what a kill in mid-file leaves
         asked = len(visits)
-        download_images(ids, tmp_path/'cut', base, size=size or None, **quick)
+        download_samples(ids, tmp_path/'cut', base, size=size or None, **quick)
         assert len(visits) - asked == len(atlas) - kept
-        download_images(ids, tmp_path/'whole', base, size=size or None, **quick)
+        download_samples(ids, tmp_path/'whole', base, size=size or None, **quick)
     assert digest(tmp_path/'cut') == digest(tmp_path/'whole')
 
 def test_a_stop_leaves_whole_files_only(tmp_path, monkeypatch):
@@ -153,7 +153,7 @@ def test_a_stop_leaves_whole_files_only(tmp_path, monkeypatch):
     monkeypatch.setattr(module, '_keep_image', keep)
     start = time.monotonic()
     with server(lambda path, visit: Answer(503) if '105' in path else Answer()) as (base, _), pytest.raises(DataError, match='disk full'):
-        download_images(ids, tmp_path/'atlas', base, **{**quick, 'backoff': 60})
+        download_samples(ids, tmp_path/'atlas', base, **{**quick, 'backoff': 60})
     assert time.monotonic() - start < 30
     for o in (tmp_path/'atlas').glob('*.jpg'): assert o.read_bytes() in atlas.values()
 
