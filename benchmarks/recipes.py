@@ -42,7 +42,7 @@ VARIANTS = dict(gapnet_loss_bce=dict(loss='bce', label_weights=0.), gapnet_loss_
                 gapnet_sampling_none=dict(sampling='none'), gapnet_sampling_all=dict(sampling='inverse'), gapnet_five_folds=dict(folds=5))
 
 
-def simulated(path, images, seed=0):
+def simulated(path, images, seed=7):
     "A data set, half with the competition's label frequencies, half balanced"
     if (path/'train.csv').exists(): return path
     half = images//2

@@ -32,7 +32,7 @@ from .recipes import Recipe
 from .rules import Rule, constant_floor
 from .runs import write_decisions
 from .splits import stratified_folds
-from .thresholds import candidate_rules, choose_rule
+from .thresholds import candidate_rules, decide_held_out
 from .training import RecipeViews, check_recipe, fold_dls, fold_learner, fold_neighbours, train_fold
 
 # %% ../nbs/16b_crossval.ipynb #aa339aae
@@ -76,9 +76,10 @@ def fit_rule(
 ) -> Rule: # Fitted
     "Fit the rule that a recipe names; `'auto'` is the one that does best on a network it was not fitted on"
     if name == 'auto':
-        if len(np.unique(folds)) < 2: return choose_rule(probs, targs, seed=seed)
-        rules = candidate_rules().values()
-        return max(rules, key=lambda o: macro_f1(decide_out_of_sample(lambda p, t, f: o.fit(p, t), probs, targs, folds), targs)).fit(probs, targs)
+        alone = len(np.unique(folds)) < 2
+        rules = [o for k, o in candidate_rules().items() if not alone or k not in ('stacked', 'calibrated')]   # those learn how sure this one network is
+        def decide(rule): return decide_held_out(rule.fit, probs, targs, 3, seed) if alone else decide_out_of_sample(lambda p, t, f: rule.fit(p, t), probs, targs, folds)
+        return max(rules, key=lambda o: macro_f1(decide(o), targs)).fit(probs, targs)
     if name not in Rule.kinds: raise DataError(f"no threshold rule {name!r}; there are auto, {', '.join(Rule.kinds)}")
     try: rule = Rule.kinds[name](**(args or {}))
     except TypeError as e: raise DataError(f'thresholds {name}: {e}') from None
