@@ -1,6 +1,7 @@
 "Every public name, as `from hpa_fastai import *` gives it."
 from .labels import *
 from .files import *
+from .workers import *
 from .cells import *
 from .stains import *
 from .patterns import *
@@ -27,9 +28,21 @@ from .learner import *
 from .checkpoint import *
 from .averaging import *
 from .masks import *
+from .neighbours import *
 from .inference import *
+from .ensembles import *
+from .runs import *
+from .interpret import *
+from .gradcam import *
+from .embeddings import *
+from .report import *
 from .export import *
+from .download import *
+from .merging import *
 from .recipes import *
+from .training import *
 from .crossval import *
+from .combine import *
+from .compare import *
 
 __all__ = [o for o in globals() if not o.startswith('_')]

@@ -6,10 +6,8 @@
 __all__ = ['PACK_VERSION', 'Pack', 'open_pack', 'build_pack']
 
 # %% ../nbs/03_pack.ipynb #cadaf09d
-import json, mmap, multiprocessing, os, shutil, signal, threading, zlib
-from collections import deque
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import json, mmap, os, shutil, zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,6 +24,7 @@ from filelock import FileLock
 from .labels import CHANNELS, DataError
 from .files import read_json, whole_file, write_json
 from .images import find_samples, open_rgby, resize_rgby
+from .workers import ordered_map
 
 # %% ../nbs/03_pack.ipynb #3311a3af
 def _tiles(size): return (size//32, 32) if size % 32 == 0 else (1, size)      # how many along a side, and their side
@@ -160,25 +159,6 @@ def _pack_some(todo, pixels, size, compress, opener):
             done.append((i, _measure(img, offset, len(frame) or img.nbytes), frame))
     return done
 
-def _start_worker():
-    "OpenCV's own threads are off in workers, Ctrl-C is the parent's to handle, and a worker ends when its parent is killed"
-    cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    def follow(): multiprocessing.parent_process().join(); os._exit(1)
-    threading.Thread(target=follow, daemon=True).start()
-
-def _in_order(f, items, workers):
-    "`f` of each item in order, by `workers` processes that are never more than a few items ahead, so that results do not pile up"
-    if workers < 2: yield from map(f, items); return
-    ex, waiting = ProcessPoolExecutor(workers, initializer=_start_worker), deque()
-    try:
-        for o in items:
-            waiting.append(ex.submit(f, o))
-            if len(waiting) > 2*workers: yield waiting.popleft().result()
-        while waiting: yield waiting.popleft().result()
-    except BrokenProcessPool: raise DataError('a packing process was killed, perhaps for want of memory; run again with fewer workers, what is done is kept') from None
-    finally: ex.shutdown(cancel_futures=True)
-
 # %% ../nbs/03_pack.ipynb #f30f5a35
 def _begin(part, plan):
     "Make the folder of an unfinished pack, or take up one that is there; returns the `Pack`, with empty rows for what is still to be done"
@@ -211,7 +191,7 @@ def _build(samples, path, plan, workers, opener, progress):
     end = int((rows['offset'] + rows['nbytes']).max())
     if workers is None: workers = min(num_cpus(), len(todo)//256)
     chunks = [[(int(i), samples[ids[i]], int(rows['offset'][i])) for i in todo[k:k+16]] for k in range(0, len(todo), 16)]
-    done = _in_order(partial(_pack_some, pixels=pack.pixels, size=pack.size, compress=pack.compress, opener=opener), chunks, workers)
+    done = ordered_map(partial(_pack_some, pixels=pack.pixels, size=pack.size, compress=pack.compress, opener=opener), chunks, workers)
     with open(pack.path/'rows.npy', 'r+b') as journal, open(pack.pixels, 'r+b') as pixels:
         journal_start = journal.seek(0, os.SEEK_END) - rows.nbytes
         if pack.compress: pixels.truncate(end)

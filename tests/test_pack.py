@@ -147,7 +147,7 @@ def suicidal(i): os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.skipif(os.name == 'nt', reason='no kill -9')
 def test_a_killed_worker_is_told_in_one_line(tmp_path):
-    with pytest.raises(DataError, match='a packing process was killed.*fewer workers'): build_pack(sources(), tmp_path/'pack', size, opener=suicidal, workers=2, progress=False)
+    with pytest.raises(DataError, match='a worker process was killed.*fewer workers'): build_pack(sources(), tmp_path/'pack', size, opener=suicidal, workers=2, progress=False)
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 def test_memory_does_not_grow_with_the_samples(tmp_path):
