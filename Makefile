@@ -18,7 +18,7 @@ demo: $(READY)
 	$(BIN)/hpa-check runs/demo/submission.csv --data data/demo
 	@echo
 	@echo "The submission:            runs/demo/submission.csv"
-	@echo "What it is worth:          runs/demo/scores.json  (pictures beside it: batch.png, f1.png, curves.png)"
+	@echo "What it is worth:          runs/demo/report.html, to open in a browser  (numbers: runs/demo/scores.json)"
 	@echo "Label your own images:     $(BIN)/hpa-predict --run runs/demo --images DIR --out labels.csv"
 
 test: export OMP_NUM_THREADS := 1

@@ -48,6 +48,9 @@ def test_notebook(nb):
     assert len(asserting) >= len(exported)
     assert nb.stat().st_size < 1_000_000
     assert not any(re.search(r'^#\|\s*eval:\s*false|skip_exec', s, re.M) for s in code)
+    for s in code:
+        imports = [isinstance(o, (ast.Import, ast.ImportFrom)) for o in ast.parse(s).body] if s not in exported else []
+        assert all(imports) or not any(imports) or nb.stem == 'index', f'imports belong in cells of their own: {s}'
     run_cells = [c for c in json.loads(nb.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
     assert not any(o['output_type'] == 'error' for c in run_cells for o in c['outputs'])
 
@@ -56,9 +59,8 @@ def test_imports_go_downstairs():
     order = {module_of(nb): i for i, nb in enumerate(notebooks) if nb.parent == root/'nbs' and module_of(nb)}
     for name, path in modules.items():
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-            if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('hpa_fastai.'):
-                used = node.module.split('.')[1]
-                assert used == 'all' or order[used] < order[name], f'{name} imports {used}'
+            if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module: assert order[node.module] < order[name], f'{name} imports {node.module}'
+            assert not (isinstance(node, ast.ImportFrom) and (node.module or '').startswith('hpa_fastai.all')), name
 
 def test_star_import():
     "Every public name of every module, once, and nothing else"
