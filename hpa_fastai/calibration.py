@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from .labels import LABELS
 from .metrics import _matrix, _pair
-from .rules import MeanRule, RatioRule, Rule, Saved, ShrinkRule, _ranked
+from .rules import BaggedRule, MeanRule, RatioRule, Rule, Saved, ShrinkRule, _ranked
 
 # %% ../nbs/08b_calibration.ipynb #a0aba68b
 def reliability(
@@ -126,5 +126,6 @@ class CalibratedRule(Rule):
         return self.params['rule']._thresholds(self.params['calibrator'].fit(probs, targs).held_out(probs, targs), targs)
 
 class StackedRule(CalibratedRule):
-    "The mean of `RatioRule`, `ExpectedF1Rule` and `ShrinkRule` on probabilities of the `StackedCalibrator`"
-    def __init__(self, rule=None, calibrator=None): super().__init__(rule or MeanRule([RatioRule(), ExpectedF1Rule(), ShrinkRule(100)]), calibrator or StackedCalibrator())
+    "The mean of `RatioRule`, `ExpectedF1Rule` and `ShrinkRule`, bagged, on probabilities of the `StackedCalibrator`"
+    def __init__(self, rule=None, calibrator=None):
+        super().__init__(rule or BaggedRule(MeanRule([RatioRule(), ExpectedF1Rule(), ShrinkRule(100)])), calibrator or StackedCalibrator())

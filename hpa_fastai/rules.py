@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['constant_floor', 'Saved', 'Rule', 'never_empty', 'rule_from_dict', 'load_rule', 'FixedRule', 'GlobalRule',
-           'ClassRule', 'RatioRule', 'SoftF1Rule', 'ShrinkRule', 'MeanRule']
+           'ClassRule', 'RatioRule', 'SoftF1Rule', 'ShrinkRule', 'MeanRule', 'BaggedRule']
 
 # %% ../nbs/08a_rules.ipynb #cadaf09d
 import numpy as np
@@ -181,3 +181,12 @@ class MeanRule(Rule):
     "The mean threshold of several rules, `ClassRule` and `RatioRule` if none are named"
     def __init__(self, rules=None): super().__init__(rules=rules or [ClassRule(), RatioRule()])
     def _thresholds(self, probs, targs): return expit(np.mean([_logit(r._thresholds(probs, targs)) for r in self.params['rules']], 0))
+
+# %% ../nbs/08a_rules.ipynb #5850dece
+class BaggedRule(Rule):
+    "The mean threshold of a rule over bootstrap samples of the images, `MeanRule` if none is named"
+    def __init__(self, rule=None, draws=10, seed=0): super().__init__(rule=rule or MeanRule(), draws=draws, seed=seed)
+    def _thresholds(self, probs, targs):
+        rng, n = np.random.default_rng(self.params['seed']), len(probs)
+        samples = (rng.integers(n, size=n) for _ in range(self.params['draws']))
+        return expit(np.mean([_logit(self.params['rule']._thresholds(probs[i], targs[i])) for i in samples], 0))

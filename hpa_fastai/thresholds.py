@@ -84,7 +84,7 @@ def choose_rule(
     f1 = np.array([macro_f1(d, targs) for d in decisions])
     draws = bootstrap_f1(decisions, targs, seed=seed)
     best = f1.argmax()
-    chosen = 0 if f1[best] - f1[0] <= 2*(draws[:, best] - draws[:, 0]).std() else best
+    chosen = 0 if f1[best] - f1[0] <= 3*(draws[:, best] - draws[:, 0]).std() else best
     rule = list(rules.values())[chosen].fit(probs, targs)
     rule.name, rule.scores_by_rule = list(rules)[chosen], dict(zip(rules, f1.tolist()))
     if estimate: rule.report = held_out_score(lambda p, t: choose_rule(p, t, deepcopy(rules), folds, seed), probs, targs, seed=seed)
