@@ -171,7 +171,7 @@ def hpa_predict(
     run:str=None, # Folder of a run that hpa-train finished
     images:str=None, # Folder of images, four files for each sample or one
     out:str=None, # CSV to write: Id, labels by name, one probability for each label
-    tta:int=8, # Views of each image that are averaged: 1, 4 or 8
+    tta:int=None, # Symmetric views of each image: 1, 4 or 8; by default as in the run
     bs:int=32, # Images at a time
     device:str=None # 'cpu', 'cuda', 'mps'; by default the best there is
 ):

@@ -33,7 +33,7 @@ from .rules import Rule, constant_floor
 from .runs import write_decisions
 from .splits import stratified_folds
 from .thresholds import candidate_rules, decide_held_out
-from .training import RecipeViews, check_recipe, fold_dls, fold_learner, fold_neighbours, train_fold
+from .training import check_recipe, fold_dls, fold_learner, fold_neighbours, recipe_views, train_fold
 
 # %% ../nbs/16b_crossval.ipynb #aa339aae
 class KaggleFolder:
@@ -182,11 +182,11 @@ def cross_validate(
         if not (out/'batch.png').exists(): _save_batch(out/'batch.png', batches())   # not the network's own batches: to look at them would change what it is shown next
         learn = fold_learner(recipe, batches(), fold, 'none' if trained else None)
         with clock('train'): load_weights(learn.model, fold/'model.safetensors') if trained else train_fold(learn, recipe)
-        save_config(out, learn.model.config, recipe.size, *stats)
+        save_config(out, learn.model.config, recipe.size, *stats, views=recipe_views(recipe))
         with clock('predict'):
-            predictor = Predictor([RecipeViews(learn.model, recipe)], None, recipe.size, *stats, device=learn.dls.device)
-            write_probs(predictions[0], held_out, predictor.predict_pack(train_pack, held_out, n=1))
-            if data.test_ids: write_probs(predictions[1], data.test_ids, predictor.predict_pack(test_pack, data.test_ids, n=1))
+            predictor = Predictor([learn.model], None, recipe.size, *stats, device=learn.dls.device, views=recipe_views(recipe))
+            write_probs(predictions[0], held_out, predictor.predict_pack(train_pack, held_out))
+            if data.test_ids: write_probs(predictions[1], data.test_ids, predictor.predict_pack(test_pack, data.test_ids))
         if nearest:
             with clock('neighbours'):
                 for file, near in zip(nearest, fold_neighbours(recipe, train_pack, data.train, held_out, fold/'arcface', test_pack, device)):

@@ -28,10 +28,11 @@ def save_config(
     size:int, # Side to which images are resized, in pixels
     mean, # Of each stain in 0 to 1, as in training
     std, # Of each stain, likewise
-    labels=LABELS # The names that count, in order
+    labels=LABELS, # The names that count, in order
+    views:dict=None # How a network is asked about an image: arguments of `DihedralTTA`
 ):
-    "Write model.json: how to build the networks and to prepare images for them"
-    write_json(Path(path)/'model.json', dict(format=1, model=model, size=size, mean=list(mean), std=list(std), labels=list(labels)))
+    "Write model.json: how to build the networks, to prepare images for them, and to ask"
+    write_json(Path(path)/'model.json', dict(format=1, model=model, size=size, mean=list(mean), std=list(std), labels=list(labels), views=views or {}))
 
 def read_config(
     path # Folder of the system
@@ -53,11 +54,12 @@ class Predictor:
         mean, # Of each stain in 0 to 1
         std, # Of each stain
         labels=LABELS, # The names that count, in order
-        device=None # By default the best there is
+        device=None, # By default the best there is
+        views:dict=None # How a network is asked about an image: arguments of `DihedralTTA`; by default in eight symmetric views
     ):
         self.device = torch.device(device or default_device())
         self.models = [m.to(self.device, memory_format=torch.channels_last).eval() for m in models]
-        self.rule, self.size, self.labels = rule, size, list(labels)
+        self.rule, self.size, self.labels, self.views = rule, size, list(labels), views or {}
         self.mean, self.std = (torch.tensor(np.asarray(o), dtype=torch.float32, device=self.device).view(1, 4, 1, 1) for o in (mean, std))
         dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(best_precision(self.device))
         self.autocast = torch.autocast(self.device.type, dtype, enabled=dtype is not None)
@@ -72,17 +74,18 @@ class Predictor:
         files = sorted(run.glob('fold*/model.safetensors'), key=lambda o: int(o.parent.name[4:]))
         if not files or not (run/'thresholds.json').exists(): raise DataError(f'{run}: the run is not finished; start the same hpa-train again, it goes on')
         models = [load_weights(rgby_model(**{**config['model'], 'weights': None}), f) for f in files]
-        return cls(models, load_rule(run/'thresholds.json'), config['size'], config['mean'], config['std'], config['labels'], device)
+        return cls(models, load_rule(run/'thresholds.json'), config['size'], config['mean'], config['std'], config['labels'], device, config.get('views'))
 
     @torch.inference_mode()
     def predict_probs(self,
         imgs, # One batch of samples (height, width, 4) uint8, of any sizes
-        n:int=8 # Views of each that are averaged: 1, 4 or 8
+        n:int=None # Symmetric views of each: 1, 4 or 8; by default as in `views`
     ) -> np.ndarray: # (images, labels): mean over networks and views
         "Probabilities for a batch of images"
         x = torch.from_numpy(np.stack([resize_rgby(o, self.size) for o in imgs])).to(self.device).permute(0, 3, 1, 2)
         x = (x.float()/255 - self.mean)/self.std
-        with self.autocast: return torch.stack([DihedralTTA(m, n=n)(x) for m in self.models]).mean(0).cpu().numpy()
+        views = self.views | ({'n': n} if n else {})
+        with self.autocast: return torch.stack([DihedralTTA(m, **views)(x) for m in self.models]).mean(0).cpu().numpy()
 
     def decide(self,
         probs # (images, labels)
@@ -92,7 +95,7 @@ class Predictor:
 
     def predict(self,
         imgs, # One batch of samples (height, width, 4) uint8, of any sizes
-        n:int=8 # Views of each that are averaged: 1, 4 or 8
+        n:int=None # Symmetric views of each: 1, 4 or 8; by default as in `views`
     ) -> list: # For each image its labels by name, the most probable first
         "Label sets for a batch of images"
         return self.decide(self.predict_probs(imgs, n))
@@ -100,7 +103,7 @@ class Predictor:
     def predict_pack(self,
         pack, # A `Pack`
         ids=None, # Which images of it, in order; by default all
-        n:int=8, # Views of each that are averaged: 1, 4 or 8
+        n:int=None, # Symmetric views of each: 1, 4 or 8; by default as in `views`
         bs:int=32 # Images at a time
     ) -> np.ndarray: # (images, labels)
         "Probabilities for packed images"
@@ -110,7 +113,7 @@ class Predictor:
     def predict_folder(self,
         images, # Folder of images, in any layout that `find_samples` knows
         out=None, # CSV to write
-        n:int=8, # Views of each image that are averaged: 1, 4 or 8
+        n:int=None, # Symmetric views of each image: 1, 4 or 8; by default as in `views`
         bs:int=32 # Images at a time
     ) -> pd.DataFrame: # Id, Labels (names with `;` between, the most probable first), and a column of probabilities for each label
         "Label all images in a folder; raises `DataError` for one that can't be read"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAINABLE', 'MIXES', 'check_recipe', 'fold_dls', 'focal_loss', 'fold_learner', 'train_fold', 'fold_neighbours',
-           'RecipeViews']
+           'recipe_views']
 
 # %% ../nbs/16a_training.ipynb #cadaf09d
 from functools import partial
@@ -14,14 +14,13 @@ import numpy as np
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.tracker import EarlyStoppingCallback
 from fastai.callback.training import GradientAccumulation, GradientClip
-from fastai.vision.all import AvgMetric, Learner, nn, set_seed
+from fastai.vision.all import AvgMetric, Learner, set_seed
 
 from .augment import rgby_augments
 from .averaging import AVERAGES, SCHEDULES
 from .checkpoint import Checkpoint, SaveBest
 from .data import rgby_dls
 from .ensembles import ENSEMBLES
-from .inference import DihedralTTA
 from .labels import DataError, encode_targets
 from .learner import OPTIMIZERS, rgby_learner
 from .losses import LOSSES, MultiLabelFocalLoss, class_weights
@@ -135,15 +134,11 @@ def fold_neighbours(
     (path/'fit.pt').unlink()
     return near
 
-# %% ../nbs/16a_training.ipynb #57dc8e26
-class RecipeViews(nn.Module):
-    "A network as its recipe asks it: logits of what `DihedralTTA` answers"
-    def __init__(self,
-        model, # Gives logits for a batch (b, channels, side, side)
-        recipe # A `Recipe`
-    ):
-        super().__init__()
-        crops = dict(crop=recipe.crop, crops=recipe.tta_crops, crop_reduce='max' if recipe.tta_reduce == 'max' else 'mean') if recipe.crop and recipe.tta_crops else {}
-        self.tta = DihedralTTA(model, n=recipe.tta, reduce=recipe.tta_reduce, **crops)
-
-    def forward(self, x): return self.tta(x).logit()
+# %% ../nbs/16a_training.ipynb #648b3a07
+def recipe_views(
+    recipe # A `Recipe`
+) -> dict: # Arguments of `DihedralTTA`
+    "How a network is asked about an image"
+    views = dict(n=recipe.tta, reduce=recipe.tta_reduce)
+    if not (recipe.crop and recipe.tta_crops): return views
+    return views | dict(crop=recipe.crop, crops=recipe.tta_crops, crop_reduce='max' if recipe.tta_reduce == 'max' else 'mean')
