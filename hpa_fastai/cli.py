@@ -7,7 +7,7 @@ __all__ = ['command', 'several', 'hpa_simulate', 'hpa_download', 'hpa_merge', 'h
            'hpa_compare', 'hpa_ensemble', 'hpa_report', 'hpa_predict', 'hpa_check']
 
 # %% ../nbs/17_cli.ipynb #cadaf09d
-import shlex, sys, warnings
+import re, shlex, sys, warnings
 from functools import wraps
 from typing import Annotated
 
@@ -31,6 +31,8 @@ def command(
                 fastprogress.NO_BAR = True
             from hpa_fastai.labels import DataError
             try:
+                if not re.fullmatch('cpu|(cuda|mps)(:[0-9]+)?', kwargs.get('device') or 'cpu'): raise DataError(f"--device {kwargs['device']}: choose cpu, cuda, cuda:1 or mps")
+                if kwargs.get('tta') not in (None, 1, 4, 8): raise DataError(f"--tta {kwargs['tta']}: choose 1, 4 or 8 views")
                 missing = [o for o in required if kwargs.get(o) is None]
                 if missing: raise DataError(f'--{missing[0]} is missing; see {name} --help')
                 return f(*args, **kwargs)
@@ -65,6 +67,7 @@ def hpa_simulate(
     "Write a data set of simulated cells in Kaggle's layout"
     from hpa_fastai.simulate import simulate_dataset
     simulate_dataset(out, n=n, n_test=test, size=size, seed=seed, balanced=balanced, twins=twins, label_noise=label_noise, missing=missing, masks=masks, workers=workers)
+    print(f'{out}: {n} training images, {test} test images')
 
 @command('out')
 def hpa_download(
@@ -177,7 +180,8 @@ def hpa_predict(
 ):
     "Say where the protein sits in each image of a folder"
     from hpa_fastai.export import Predictor
-    Predictor.load(run, device=device).predict_folder(images, out, n=tta, bs=bs)
+    df = Predictor.load(run, device=device).predict_folder(images, out, n=tta, bs=bs)
+    print(f'{out}: {len(df)} images labelled')
 
 @command('data')
 def hpa_check(

@@ -119,11 +119,16 @@ class StageClock:
             self.seconds[stage] = round(self.seconds.get(stage, 0) + perf_counter() - start, 1)
             write_json(self.path, self.seconds)
 
+def _choices(o, at=''):
+    "Names such as `phases.1.epochs`, and what is chosen"
+    if not isinstance(o, (dict, list)) or not o: yield at, o; return
+    for k, v in o.items() if isinstance(o, dict) else enumerate(o): yield from _choices(v, f'{at}.{k}' if at else str(k))
+
 def _same_recipe(path, recipe):
-    "Write the run's recipe, or see that it is the one the run was started with"
-    if not path.exists(): return recipe.save(path)
-    was, now = asdict(Recipe.load(path)), asdict(recipe)
-    differ = [f'{k} was {was[k]}, is {now[k]}' for k in now if was[k] != now[k]]
+    "Write the run's recipe, or, once there are folds, see that it is the one the run was started with"
+    if not path.exists() or not path.with_name('folds.csv').exists(): return recipe.save(path)
+    was, now = dict(_choices(asdict(Recipe.load(path)))), dict(_choices(asdict(recipe)))
+    differ = [f'{k} was {was.get(k)}, is {now.get(k)}' for k in {**was, **now} if was.get(k) != now.get(k)]
     if differ: raise DataError(f'{path}: this run was started with other choices ({"; ".join(differ)}); go on with the same, or give another folder')
 
 def _no_twins(df, pack, **kwargs):

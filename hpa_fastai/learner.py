@@ -73,6 +73,11 @@ class EpochLog(CSVLogger):
         if not self.begun: self.file.write(','.join(self.recorder.metric_names) + '\n')
         self.begun, self.old_logger, self.learn.logger = True, self.learn.logger, self._write_line
 
+    def after_fit(self):
+        if not self.run: return
+        super().after_fit()
+        self.file = self.old_logger = None   # `learn.export` can't pickle a closed file
+
 # %% ../nbs/11_learner.ipynb #3a130d62
 @delegates(Learner.__init__)
 def rgby_learner(

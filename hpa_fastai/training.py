@@ -43,7 +43,9 @@ def check_recipe(
         if choice not in names: raise DataError(f'recipe {recipe.name}: no {where} {choice!r}; there are {", ".join(names)}')
     for where, names in dict(stem=STEMS, head=HEADS, sampling=SAMPLING, loss=LOSSES, opt=OPTIMIZERS, ensemble=ENSEMBLES, tta_reduce=['mean', 'max', 'logits'], thresholds=['auto', *Rule.kinds]).items():
         known(where, getattr(recipe, where), names)
+    if recipe.folds < 2: raise DataError(f'recipe {recipe.name}: folds is {recipe.folds}; choose 2 or more, each is held out once')
     for i, phase in enumerate(recipe.phases):
+        if phase.epochs < 1: raise DataError(f'recipe {recipe.name}, phase {i+1}: epochs is {phase.epochs}; choose 1 or more, or leave the phase out')
         for where, names in dict(train=TRAINABLE, schedule=SCHEDULES, loss=['', *LOSSES], average=['', *AVERAGES], keep=['', 'train_loss', 'valid_loss', 'focal_loss', 'macro_f1', 'mean_ap']).items():
             known(where, getattr(phase, where), names)
         for name in phase.mix: known('mix', name, MIXES)

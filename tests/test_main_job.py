@@ -79,7 +79,13 @@ def test_killed_and_started_again(data, finished, tmp_path, moment):
 
 def test_other_arguments_are_refused(data, finished):
     done = run('hpa-train', '--data', data, '--out', finished, *toy[:3], '3', *toy[4:])
-    assert done.returncode == 2 and 'started with other choices' in done.stderr
+    assert done.returncode == 2 and 'started with other choices (phases.0.epochs was 2, is 3)' in done.stderr
+
+def test_before_there_are_folds_other_arguments_are_welcome(data, tmp_path):
+    for bs in 16, 8:
+        done = train(data, tmp_path/'run', '--set', f'size=64 bs={bs} body=test_resnet model_args={{}} validation=groups')
+        assert done.returncode == 2 and 'no column group' in done.stderr
+        assert f'bs: {bs}\n' in (tmp_path/'run/recipe.yaml').read_text()
 
 def test_predict(data, finished, tmp_path):
     done = run('hpa-predict', '--run', finished, '--images', data/'test', '--out', tmp_path/'labels.csv', '--device', 'cpu')
