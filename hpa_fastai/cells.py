@@ -90,7 +90,7 @@ class Frame:
         d = _inside(self.apart & (self.nuclei == 0) & (self.taken < .5), self.um)
         smooth = self.blur(d, .5)
         slope = np.stack([cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)])
-        return slope/np.maximum(cv2.magnitude(*slope), 1e-6)*np.clip(1 - d/2, 0, 1)*self.cyto
+        return slope/np.maximum(np.linalg.norm(slope, axis=0), 1e-6)*np.clip(1 - d/2, 0, 1)*self.cyto
 
     def blur(self, a, sigma): # sigma in µm
         return cv2.GaussianBlur(a, (0, 0), sigma/self.um) if sigma > .25*self.um else a
