@@ -127,7 +127,7 @@ def _stack(ys):
     return torch.stack([y.as_subclass(Tensor) for y in ys]).as_subclass(type(ys[0]))
 
 class PackDL(TfmdDL):
-    "A `TfmdDL` whose batches are gathered as a whole, a thread ahead of the network"
+    "A `TfmdDL` whose batches are gathered as a whole, by two threads ahead of the network"
     @delegates(TfmdDL.__init__)
     def __init__(self, dataset,
         bs:int=64, # Size of batch
@@ -187,10 +187,11 @@ class PackDL(TfmdDL):
         if not self.gathers:
             yield from super().create_batches(samps)
             return
-        ex, pending = ThreadPoolExecutor(1), deque()
+        ex, pending, size = ThreadPoolExecutor(2), deque(), self.opener.source.size
+        self.rows      # made here, once, for both threads
         try:
             for idxs in chunked(samps, self.bs, self.drop_last):
-                pending.append(ex.submit(self._gather, idxs, self._crops(len(idxs), self.opener.source.size)))
+                pending.append(ex.submit(self._gather, idxs, self._crops(len(idxs), size)))
                 if len(pending) > self.prefetch: yield self._sent(pending.popleft().result())
             while pending: yield self._sent(pending.popleft().result())
         finally: ex.shutdown(cancel_futures=True)
