@@ -28,7 +28,7 @@ from urllib3.util import Retry
 
 from . import __version__
 from .files import read_json, whole_file, write_json
-from .images import _channel, resize_rgby
+from .images import open_channel, resize_rgby
 from .labels import CHANNELS, DataError, read_labels
 
 # %% ../nbs/15_download.ipynb #8ad241f8
@@ -123,7 +123,7 @@ def _keep_image(data, path, channel, size):
     with whole_file(path) as tmp:
         tmp.write_bytes(data)
         if not size: return
-        try: grey = _channel(tmp, channel)
+        try: grey = open_channel(tmp, channel)
         except DataError as e: raise _WrongImage(str(e).partition(': ')[2]) from None
         cv2.imwrite(str(tmp), np.squeeze(resize_rgby(grey[..., None], size)))
 
