@@ -97,7 +97,7 @@ def fit_cycles(self:Learner,
     def rate(pct):
         i = min(int(pct*n_cycles + 1e-9), n_cycles - 1)
         top = highest*shrink**i
-        return combined_cos(pct_start, top/div, top, top/div_final)(min(pct*n_cycles - i, 1.))
+        return combined_cos(pct_start, top/div, top, top/div_final)(min(max(pct*n_cycles - i, 0.), 1.))
     self.fit(n_epoch, cbs=ParamScheduler({'lr': rate}) + L(kwargs.pop('cbs', None)), **kwargs)
 
 # %% ../nbs/11b_averaging.ipynb #fbad1d8e
