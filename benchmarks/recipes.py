@@ -10,7 +10,8 @@ What is the same for all, and what is not, where there are no pretrained weights
   and pays in time, which the table shows. `demo`, made for small images, stays as it is.
 - Bodies: pretrained ones (ResNet, VGG, DenseNet, ...) are all replaced by one small residual network from scratch. So bodies and the starts of stems are not compared; heads, losses, sampling, schedules, augmentation, crops,
   views and thresholds are. Networks that are the system itself (GapNet-PL, the plain CNN) stay as they are.
-- Rates: a recipe for pretrained weights has its rates scaled so that the highest is right for that network from scratch (4e-3 for Adam, 0.1 for SGD), and nothing is frozen before all has been trained once. GapNet's and the CNN's own stay.
+- Rates: a recipe for pretrained weights has its rates scaled so that the highest is right for that network from scratch (Adam: 4e-3, or 1e-3 where the schedule has no warm-up; SGD: 0.1), and nothing is frozen before all has been trained once. GapNet's and
+  the CNN's own stay.
 
 Each run is a folder under DIR: stopped, the same command goes on. `--variants` adds GapNet-PL with one choice changed at a time, for the findings.
 """
@@ -71,7 +72,8 @@ def scaled(recipe, df, budget, folds, bs=32):
     share = 1 - 1/folds
     epoch = share*(rule(targs, **recipe.sampling_args).sum() if rule else len(df))
     total, highest = sum(p.epochs for p in recipe.phases), max(p.lr for p in recipe.phases if p.train == 'all')
-    top = highest if own else .1 if recipe.opt == 'sgd' else 4e-3
+    warmed = all(p.schedule in ('one_cycle', 'cycles', 'cosine') for p in recipe.phases)
+    top = highest if own else .1 if recipe.opt == 'sgd' else 4e-3 if warmed else 1e-3
     shorter = budget/epoch/total
     if recipe.neighbours: changes['neighbours.epochs'] = max(1, round(budget/4/(share*len(df))))
     whole = False

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENSEMBLES', 'FITTED_ENSEMBLES', 'mean_probs', 'rank_mean', 'max_probs', 'majority_vote', 'Ensemble', 'FixedEnsemble',
-           'WeightedMean', 'HillClimb', 'Stacking', 'make_ensemble', 'ensemble_held_out']
+           'RankMean', 'WeightedMean', 'HillClimb', 'Stacking', 'Boosting', 'make_ensemble', 'load_ensemble',
+           'ensemble_held_out']
 
 # %% ../nbs/12a_ensembles.ipynb #cadaf09d
 import numpy as np
@@ -13,6 +14,7 @@ from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
+from .files import read_json, write_json
 from .labels import DataError
 from .metrics import _matrix
 from .rules import Saved
@@ -73,11 +75,12 @@ class Ensemble(Saved):
         probs # (models, images, labels)
     ) -> np.ndarray: # (images, labels), between 0 and 1
         "One answer for each image and label"
-        if self.weights is None and self.state: raise DataError(f'{self} is not fitted; call fit(probs, targs) first')
-        probs = _models(probs)
-        if self.state and len(probs) != self.weights.shape[0]: raise DataError(f'{len(probs)} models, but {self} was fitted for {self.weights.shape[0]}; give the same ones in the same order')
+        probs, fitted = _models(probs), getattr(self, self.state[0]) if self.state else probs       # the first of what is fitted has a row for each model
+        if fitted is None: raise DataError(f'{self} is not fitted; call fit(probs, targs) first')
+        if len(probs) != len(fitted): raise DataError(f'{len(probs)} models, but {self} was fitted for {len(fitted)}; give the same ones in the same order')
         return self._predict(probs)
 
+    def save(self, path): write_json(path, self.to_dict())
     def _predict(self, probs): return np.tensordot(self.weights, probs, 1)
 
 class FixedEnsemble(Ensemble):
@@ -86,6 +89,13 @@ class FixedEnsemble(Ensemble):
     def __init__(self, how='mean'): super().__init__(how=how)
     def _fit(self, probs, targs): pass
     def _predict(self, probs): return ENSEMBLES[self.params['how']](probs)
+
+class RankMean(Ensemble):
+    "The mean place of a probability among the out-of-fold predictions of its model, per label"
+    state, reference = ('reference',), None
+    levels = np.r_[0, expit(np.linspace(-9, 9, 199)), 1]          # closest at the ends: of a rare label only the highest places count
+    def _fit(self, probs, targs): self.reference = np.moveaxis(np.quantile(probs, self.levels, axis=1), 0, -1)
+    def _predict(self, probs): return np.mean([[np.interp(p, r, self.levels) for p, r in zip(o.T, ref)] for o, ref in zip(probs, self.reference)], 0).T
 
 class WeightedMean(Ensemble):
     "The weights with the best log loss, every label counting alike"
@@ -147,16 +157,53 @@ class Stacking(WeightedMean):
 
 def _z(probs): return logit(probs.clip(1e-7, 1 - 1e-7))
 
+# %% ../nbs/12a_ensembles.ipynb #40cad12c
+def _lightgbm():
+    "LightGBM; raises `DataError` where it is not installed"
+    try: import lightgbm
+    except (ImportError, OSError) as e: raise DataError(f"boosting needs LightGBM ({e}); pip install 'hpa_fastai[stacking]', or choose stacking, which needs nothing more") from None
+    return lightgbm
+
+class Boosting(Stacking):
+    "LightGBM's trees for each label, which correct the weighted mean by what `Stacking` sees"
+    state = ('weights',)
+    def __init__(self, rounds=30, leaves=4, lr=.05, l2=10., steps=200, trees=None): Saved.__init__(self, rounds=rounds, leaves=leaves, lr=lr, l2=l2, steps=steps, trees=trees)
+    def __repr__(self): return f'Boosting(rounds={self.params["rounds"]}, leaves={self.params["leaves"]})'
+
+    def _fit(self, probs, targs):
+        lgb = _lightgbm()
+        WeightedMean._fit(self, probs, targs)
+        x, p = self._logits(probs), self.params
+        args = dict(objective='binary', num_leaves=p['leaves'], learning_rate=p['lr'], lambda_l2=p['l2'], boost_from_average=False, deterministic=True, num_threads=1, seed=0, verbose=-1)
+        def trees(c): return lgb.train(args, lgb.Dataset(np.ascontiguousarray(x[..., c].T), targs[:, c], init_score=x[0, :, c]), p['rounds']).model_to_string()
+        p['trees'] = [trees(c) if t.any() and not t.all() else None for c, t in enumerate(targs.T)]
+
+    def _predict(self, probs):
+        lgb, x = _lightgbm(), self._logits(probs)
+        for c, text in enumerate(self.params['trees']):
+            if text: x[0, :, c] += lgb.Booster(model_str=text).predict(np.ascontiguousarray(x[..., c].T), raw_score=True, num_threads=1)
+        return expit(x[0])
+
 # %% ../nbs/12a_ensembles.ipynb #8323f71b
-FITTED_ENSEMBLES = dict(weighted=WeightedMean, climbing=HillClimb, stacking=Stacking)
+FITTED_ENSEMBLES = dict(weighted=WeightedMean, climbing=HillClimb, stacking=Stacking, boosting=Boosting)
 
 def make_ensemble(
     how='mean' # A key of `ENSEMBLES` or of `FITTED_ENSEMBLES`
 ) -> Ensemble: # Not fitted yet
     "An ensemble by name; raises `DataError`"
+    if how == 'rank': return RankMean()     # an answer that does not change with the company an image is in
     if how in ENSEMBLES: return FixedEnsemble(how)
     if how in FITTED_ENSEMBLES: return FITTED_ENSEMBLES[how]()
     raise DataError(f'no ensemble {how!r}; there are {", ".join([*ENSEMBLES, *FITTED_ENSEMBLES])}')
+
+def load_ensemble(
+    path # A JSON file that `save` wrote
+) -> Ensemble: # Fitted
+    "Read an ensemble; raises `DataError`"
+    try: new = Saved.from_dict(read_json(path))
+    except (KeyError, TypeError, ValueError, AttributeError) as e: raise DataError(f'{path}: not an ensemble ({type(e).__name__}: {e}); run hpa-ensemble again') from None
+    if not isinstance(new, Ensemble): raise DataError(f'{path}: not an ensemble but {type(new).__name__}; run hpa-ensemble again')
+    return new
 
 def ensemble_held_out(
     how, # As in `make_ensemble`
@@ -166,7 +213,7 @@ def ensemble_held_out(
 ) -> np.ndarray: # (images, labels)
     "Predict each fold by an ensemble that was fitted on the others"
     probs = _models(probs)
-    if how in ENSEMBLES: return make_ensemble(how).predict(probs)
+    if not make_ensemble(how).state: return make_ensemble(how).predict(probs)
     out = np.empty(probs.shape[1:])
     for k in np.unique(folds):
         held = np.asarray(folds) == k
