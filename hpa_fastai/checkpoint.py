@@ -66,6 +66,7 @@ class Checkpoint(Callback):
                 then = self.state.get('kind', {}).get(k)
                 if then != now: raise DataError(f'{self.file}: the state of another fit ({k}: ' + ('other layers' if k == 'shapes' else f'{then} there, {now} here') + '); delete it to begin anew, or take another file')
         self.done = len(self.state['values'])
+        if self.done and not rank_distrib(): print(f'{self.file.name}: {self.done} of {self.n_epoch} epochs are done; going on after them', flush=True)
 
     def before_epoch(self):
         self.began = time.time()

@@ -11,6 +11,7 @@ import re, shlex, sys, warnings
 from functools import wraps
 from typing import Annotated
 
+from fastcore.basics import noop
 from fastcore.script import call_parse, store_true
 try: from fastcore.script import Param   # fastcore 1
 except ImportError: Param = None
@@ -28,7 +29,7 @@ def command(
                 for o in (FutureWarning, DeprecationWarning): warnings.simplefilter('ignore', o)
             if not sys.stdout.isatty():   # bars are for terminals; in a file they are noise
                 from fastprogress import fastprogress
-                fastprogress.NO_BAR = True
+                fastprogress.NO_BAR, fastprogress.print = True, noop   # it prints a trial █ all the same, by its own `print`
             from hpa_fastai.labels import DataError
             try:
                 if not re.fullmatch('cpu|(cuda|mps)(:[0-9]+)?', kwargs.get('device') or 'cpu'): raise DataError(f"--device {kwargs['device']}: choose cpu, cuda, cuda:1 or mps")
@@ -52,7 +53,7 @@ def several(
 # %% ../nbs/17_cli.ipynb #92e6cbde
 @command('out')
 def hpa_simulate(
-    out:str=None, # Folder to write: train.csv, train/, test/, sample_submission.csv
+    out:str=None, # Required. Folder to write: train.csv, train/, test/, sample_submission.csv
     n:int=600, # Training images
     test:int=100, # Test images
     size:int=256, # Side of the images, in pixels
@@ -71,7 +72,7 @@ def hpa_simulate(
 
 @command('out')
 def hpa_download(
-    out:str=None, # Folder to make, in Kaggle's layout: train.csv, train/
+    out:str=None, # Required. Folder to make, in Kaggle's layout: train.csv, train/
     samples:str=None, # CSV of samples of the Human Protein Atlas, Id and Target, as HPAv18's; without it, the competition's files through Kaggle's client
     size:int=None, # Keep grey PNGs of this side, in pixels; by default the files as they come
     base:str=None, # Where the server has the folders of antibodies; by default the Human Protein Atlas, version 18
@@ -85,7 +86,7 @@ def hpa_download(
 @command('out')
 def hpa_merge(
     folders:several("Folders in Kaggle's layout; the first is kept whole, with its test set"),
-    out:str=None # Folder to make of them, in Kaggle's layout
+    out:str=None # Required. Folder to make of them, in Kaggle's layout
 ):
     "Merge data sets, without images that are there already"
     from hpa_fastai.merging import merge_folders
@@ -93,8 +94,8 @@ def hpa_merge(
 
 @command('images', 'out')
 def hpa_pack(
-    images:str=None, # Folder of images, four files for each sample or one
-    out:str=None, # The pack to write
+    images:str=None, # Required. Folder of images, four files for each sample or one
+    out:str=None, # Required. The pack to write
     size:int=512, # Side to which images are resized, in pixels
     compress:store_true=False, # Less than half the bytes, losslessly, and slower to read
     workers:int=None # Processes; by default one for each core
@@ -106,8 +107,8 @@ def hpa_pack(
 
 @command('data', 'out')
 def hpa_train(
-    data:str=None, # Folder with train.csv, train/ and, for a submission, test/ and sample_submission.csv
-    out:str=None, # Folder of the run; the same command goes on with a run that was stopped
+    data:str=None, # Required. Folder with train.csv, train/ and, for a submission, test/ and sample_submission.csv
+    out:str=None, # Required. Folder of the run; the same command goes on with a run that was stopped
     recipe:str='default', # A recipe by name (see hpa-recipes), or a YAML file
     folds:int=None, # Parts of the training images; each is held out once
     epochs:int=None, # Passes over the training images in the recipe's last phase
@@ -150,7 +151,7 @@ def hpa_compare(
 @command('out')
 def hpa_ensemble(
     runs:several('Folders of finished runs on the same images'),
-    out:str=None, # Folder of the combined run
+    out:str=None, # Required. Folder of the combined run
     how:str='mean', # mean, rank, max, vote; or fitted out of fold: weighted, climbing, stacking
     thresholds:str='auto' # As in a recipe
 ):
@@ -160,7 +161,7 @@ def hpa_ensemble(
 
 @command('run')
 def hpa_report(
-    run:str=None, # Folder of a finished run
+    run:str=None, # Required. Folder of a finished run
     out:str=None, # HTML file to write; by default report.html in the run
     packs:str=None, # Folder of the packed images, if they are not in the run
     examples:int=8 # Images of right, and as many of wrong
@@ -171,14 +172,14 @@ def hpa_report(
 
 @command('run', 'images', 'out')
 def hpa_predict(
-    run:str=None, # Folder of a run that hpa-train finished
-    images:str=None, # Folder of images, four files for each sample or one
-    out:str=None, # CSV to write: Id, labels by name, one probability for each label
+    run:str=None, # Required. Folder of a run that hpa-train finished
+    images:str=None, # Required. Folder of images, four files for each sample or one
+    out:str=None, # Required. CSV to write: Id; Labels, the most probable first; a probability for each label
     tta:int=None, # Symmetric views of each image: 1, 4 or 8; by default as in the run
     bs:int=32, # Images at a time
     device:str=None # 'cpu', 'cuda', 'mps'; by default the best there is
 ):
-    "Say where the protein sits in each image of a folder"
+    "Say where the protein sits in each image of a folder: a label is given where its probability, calibrated if the run's rule does so, reaches that label's own threshold; where none does, the one that comes closest"
     from hpa_fastai.export import Predictor
     df = Predictor.load(run, device=device).predict_folder(images, out, n=tta, bs=bs)
     print(f'{out}: {len(df)} images labelled')
@@ -186,7 +187,7 @@ def hpa_predict(
 @command('data')
 def hpa_check(
     submission:str, # The submission
-    data:str=None # Folder with sample_submission.csv and, for the expected counts, train.csv
+    data:str=None # Required. Folder with sample_submission.csv and, for the expected counts, train.csv
 ):
     "Check a submission: rows, Ids, order, labels; and show how often each label is predicted"
     from pathlib import Path

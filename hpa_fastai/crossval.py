@@ -219,7 +219,7 @@ def cross_validate(
         _save_f1(out/'f1.png', report, scores)
         _save_curves(out/'curves.png', [pd.read_csv(out/f'fold{k}/log.csv') for k in range(recipe.folds)])
     write_json(out/'scores.json', {**scores, 'seconds': clock.seconds})
-    print(f"macro F1 {scores['macro_f1']:.3f} out of sample; {scores['macro_f1_floor']:.3f} is the floor, the best constant answer; mean average precision {scores['mean_ap']:.3f}")
+    print(f"macro F1 {scores['macro_f1']:.3f} out of sample{', BELOW THE FLOOR' if scores['macro_f1'] < scores['macro_f1_floor'] else ''}; {scores['macro_f1_floor']:.3f} is the floor, the best constant answer; mean average precision {scores['mean_ap']:.3f}")
     return scores
 
 def _passed_on(out, recipe, train, what, ids, decisions):

@@ -45,6 +45,8 @@ def read_config(
     return config
 
 # %% ../nbs/14_export.ipynb #c21ad913
+def _what(o): return f'an array {o.shape} {o.dtype}' if isinstance(o, np.ndarray) else f'{type(o).__name__} {o!r:.80}'
+
 class Predictor:
     "Networks, their preprocessing and the rule of a trained system: from images to labels"
     def __init__(self,
@@ -82,6 +84,9 @@ class Predictor:
         n:int=None # Symmetric views of each: 1, 4 or 8; by default as in `views`
     ) -> np.ndarray: # (images, labels): mean over networks and views
         "Probabilities for a batch of images"
+        imgs = imgs if isinstance(imgs, (list, tuple, np.ndarray)) else [imgs]
+        wrong = [o for o in imgs if not (isinstance(o, np.ndarray) and o.ndim == 3 and o.shape[2] == 4 and o.dtype == np.uint8)]
+        if wrong or not len(imgs): raise DataError(f'{_what(wrong[0]) if wrong else "no image"} to predict; give a list of arrays (height, width, 4) uint8, such as [open_rgby(path)]')
         x = torch.from_numpy(np.stack([resize_rgby(o, self.size) for o in imgs])).to(self.device).permute(0, 3, 1, 2)
         x = (x.float()/255 - self.mean)/self.std
         views = self.views | ({'n': n} if n else {})
@@ -117,6 +122,7 @@ class Predictor:
         bs:int=32 # Images at a time
     ) -> pd.DataFrame: # Id, Labels (names with `;` between, the most probable first), and a column of probabilities for each label
         "Label all images in a folder; raises `DataError` for one that can't be read"
+        if (Path(images)/'model.json').exists(): raise DataError(f'{images}: the folder of a run, its pictures are plots; give the folder that holds the images')
         samples = find_samples(images)
         sources, probs = list(samples.values()), []
         def opened(i): return [resize_rgby(open_rgby(o), self.size) for o in sources[i:i+bs]]

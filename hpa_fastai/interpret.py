@@ -27,8 +27,8 @@ def class_intervals(
     probs, # Probabilities (images, labels)
     targs, # Truth (images, labels), 0/1 or bool
     decided, # Decisions (images, labels), best out of sample
-    n:int=200, # Draws
-    level:float=.9, # Of the intervals
+    n:int=400, # Draws
+    level:float=.95, # Of the intervals
     labels=LABELS, # The names that count, in order
     seed:int=42 # Of the draws
 ) -> pd.DataFrame: # `class_report`, and for precision, recall, f1 and ap the columns …_low and …_high

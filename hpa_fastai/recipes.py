@@ -27,7 +27,7 @@ def _known(cls, d, where):
             raise DataError(f'{where}: unknown key {k!r}; did you mean {close[0]!r}?')
     for f in fields(cls):
         if f.type in (int, float, str, list, dict) and not isinstance(d.get(f.name, f.type()), (int, float) if f.type is float else f.type):
-            raise DataError(f'{where}: {f.name} is {d[f.name]!r}; it should be of the kind {f.type.__name__}')
+            raise DataError(f'{where}: {f.name} is {d[f.name]!r}; it should be of the kind {f.type.__name__}' + (f'; {"write none, or " if f.type is str else ""}leave the line out' if d[f.name] is None else ''))
     return cls(**d)
 
 class _Yaml(yaml.SafeLoader): "YAML in which `1e-3` is a number, as everybody expects"

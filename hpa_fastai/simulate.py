@@ -17,7 +17,7 @@ import pandas as pd
 from fastprogress import progress_bar
 
 from .labels import CHANNELS, DataError, parse_target, train_label_sets
-from .files import whole_file
+from .files import read_json, whole_file, write_json
 from .workers import ordered_map
 from .strokes import normals
 from .cells import draw_frame
@@ -133,10 +133,11 @@ def simulate_dataset(
     missing=0., # Share of training images in which a marker channel is black
     masks=False # Write masks/ too: `Id_nuclei.png` and `Id_cells.png` of all images, 16-bit cell numbers?
 ) -> Path: # The folder
-    "Write a simulated data set in Kaggle's layout: train.csv, train/, test/, sample_submission.csv; beside it truth.csv (true labels, twins and missing channels of train/) and solution.csv (labels of test/)"
+    "Write a simulated data set in Kaggle's layout: train.csv, train/, test/, sample_submission.csv; beside it simulated.json (what it was made from), truth.csv (true labels, twins and missing channels of train/) and solution.csv (labels of test/); raises `DataError` for a folder that holds anything else"
     path, n_test = Path(path), n//4 if n_test is None else n_test
     if n < 1 or n_test < 0 or size < 16: raise DataError(f'{path}: n={n}, n_test={n_test}, size={size}; ask for at least one image of 16 pixels')
     if not all(0 <= o <= 1 for o in (twins, label_noise, missing)): raise DataError(f'{path}: twins={twins}, label_noise={label_noise}, missing={missing}; all are shares from 0 to 1')
+    _same_settings(path, dict(n=n, n_test=n_test, size=size, seed=seed, balanced=bool(balanced), um_per_px=um_per_px, twins=twins, label_noise=label_noise, missing=missing, masks=bool(masks)))
     jobs, tables = [], {}
     for number,(split,many) in enumerate(dict(train=n, test=n_test).items()):
         (path/split).mkdir(parents=True, exist_ok=True)
@@ -158,6 +159,16 @@ def simulate_dataset(
     for name,df in lists.items():
         with whole_file(path/name) as tmp: df.to_csv(tmp, index=False, lineterminator='\n')
     return path
+
+def _same_settings(path, settings):
+    "Write down what a data set is made from, or see that what is in the folder was made from the same"
+    file = path/'simulated.json'
+    if not file.exists():
+        if path.is_dir() and any(path.iterdir()): raise DataError(f'{path}: is not empty and holds no simulated data set; give another folder')
+        return write_json(file, settings)
+    was = read_json(file)
+    differ = [f'{k} was {was.get(k)}, is {v}' for k, v in settings.items() if was.get(k) != v]
+    if differ: raise DataError(f'{path}: holds a data set that was simulated otherwise ({"; ".join(differ)}); give another folder, or remove this one')
 
 def _write_sample(job, size, um_per_px, masks):
     stem, target, seed, twin, missing = job

@@ -56,7 +56,7 @@ def _digest(folder): return {str(o.relative_to(folder)): hashlib.sha1(o.read_byt
 def test_dataset_is_the_same_with_any_number_of_workers(tmp_path):
     kw = dict(n=20, n_test=6, size=64, seed=7, progress=False, twins=.2, label_noise=.2, missing=.2, masks=True)
     digests = [_digest(simulate_dataset(tmp_path/str(w), workers=w, **kw)) for w in (0, 1, 2, 3)]
-    assert len(digests[0]) == 26*6 + 4 and all(o == digests[0] for o in digests)
+    assert len(digests[0]) == 26*6 + 5 and all(o == digests[0] for o in digests)
     simulate_dataset(tmp_path/'0', workers=0, **kw) # over an old one
     assert _digest(tmp_path/'0') == digests[0]
 
@@ -68,11 +68,11 @@ from hpa_fastai.simulate import simulate_dataset
 if __name__ == '__main__':
     a = np.random.randint(0, 255, (1500, 1500, 3), np.uint8)
     for _ in range(5): cv2.resize(a, (300, 300), interpolation=cv2.INTER_AREA); cv2.GaussianBlur(a, (0, 0), 3)
-    simulate_dataset({str(tmp_path)!r}, n=16, n_test=0, size=32, workers=2, progress=False)
+    simulate_dataset({str(tmp_path/'cells')!r}, n=16, n_test=0, size=32, workers=2, progress=False)
 '''
     script = tmp_path/'run.py'; script.write_text(code)
     subprocess.run([sys.executable, str(script)], check=True, timeout=120)
-    assert len(read_labels(tmp_path/'train.csv')) == 16
+    assert len(read_labels(tmp_path/'cells/train.csv')) == 16
 
 def test_balanced_and_real_frequencies():
     y = encode_targets(draw_label_sets(2000, 1, balanced=True)).sum(0)
