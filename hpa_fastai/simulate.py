@@ -133,7 +133,7 @@ def simulate_dataset(
     missing=0., # Share of training images in which a marker channel is black
     masks=False # Write masks/ too: `Id_nuclei.png` and `Id_cells.png` of all images, 16-bit cell numbers?
 ) -> Path: # The folder
-    "Write a simulated data set in Kaggle's layout: train.csv, train/, test/, sample_submission.csv; beside it simulated.json (what it was made from), truth.csv (true labels, twins and missing channels of train/) and solution.csv (labels of test/); raises `DataError` for a folder that holds anything else"
+    "Write a simulated data set in Kaggle's layout: train.csv, train/, test/, sample_submission.csv; beside it simulated.json (what it was made from), truth.csv (true labels, twins and missing channels of train/) and solution.csv (labels of test/); raises `DataError` for a folder that holds another data set, or a run"
     path, n_test = Path(path), n//4 if n_test is None else n_test
     if n < 1 or n_test < 0 or size < 16: raise DataError(f'{path}: n={n}, n_test={n_test}, size={size}; ask for at least one image of 16 pixels')
     if not all(0 <= o <= 1 for o in (twins, label_noise, missing)): raise DataError(f'{path}: twins={twins}, label_noise={label_noise}, missing={missing}; all are shares from 0 to 1')
@@ -164,7 +164,7 @@ def _same_settings(path, settings):
     "Write down what a data set is made from, or see that what is in the folder was made from the same"
     file = path/'simulated.json'
     if not file.exists():
-        if path.is_dir() and any(path.iterdir()): raise DataError(f'{path}: is not empty and holds no simulated data set; give another folder')
+        if taken := [o for o in ('train.csv', 'train', 'test', 'recipe.yaml') if (path/o).exists()]: raise DataError(f'{path/taken[0]}: is there, and simulate_dataset did not write it; give another folder')
         return write_json(file, settings)
     was = read_json(file)
     differ = [f'{k} was {was.get(k)}, is {v}' for k, v in settings.items() if was.get(k) != v]
