@@ -232,7 +232,9 @@ class PackDL(TfmdDL):
         if self._rows is None:
             tl, opener = self.dataset.tls[0], self.opener
             items = (tl.items.iloc[i] for i in range(len(tl.items))) if isinstance(tl.items, pd.DataFrame) else tl.items
-            self._rows = opener.source.index([opener.id_of(compose_tfms(o, tl.tfms.fs[:-1], split_idx=tl.tfms.split_idx)) for o in items])
+            ids = [opener.id_of(compose_tfms(o, tl.tfms.fs[:-1], split_idx=tl.tfms.split_idx)) for o in items]
+            if wrong := [o for o in ids if not isinstance(o, str)]: raise DataError(f'{type(wrong[0]).__name__} where the Id of an image was expected, which {opener.source} knows; give an Id, or for other images `learn.get_preds(dl=source_dl(learn.dls, folder))`')
+            self._rows = opener.source.index(ids)
         return self._rows
 
     def _target(self, i):
