@@ -16,7 +16,7 @@ setup(
     license=cfg['license'], python_requires=f">={cfg['min_python']}",
     long_description=(root/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=find_packages(include=['hpa_fastai', 'hpa_fastai.*']), package_data={'hpa_fastai': ['assets/*']},
-    install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
+    install_requires=cfg['requirements'].split(), extras_require={o: cfg[f'{o}_requirements'].split() for o in ('dev', 'stacking')},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['name']}={cfg['name']}._modidx:d"]},
     classifiers=[statuses[cfg['status']], 'Intended Audience :: Science/Research', 'Topic :: Scientific/Engineering :: Image Recognition',
                  'Programming Language :: Python :: 3 :: Only', *(f'Programming Language :: Python :: 3.{m}' for m in range(10, 14))],

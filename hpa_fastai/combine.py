@@ -8,6 +8,7 @@ __all__ = ['EnsembleRule', 'fit_ensemble_rule', 'ensemble_runs']
 # %% ../nbs/16c_combine.ipynb #cadaf09d
 from functools import partial
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 
@@ -18,7 +19,8 @@ from .inference import read_probs, write_probs, write_submission
 from .labels import DataError
 from .metrics import class_report, macro_f1, mean_average_precision
 from .rules import constant_floor
-from .runs import RunFolder, write_decisions
+from .runs import RunFolder, write_decisions, write_members
+from .thresholds import bootstrap_f1
 
 # %% ../nbs/16c_combine.ipynb #9d10ce80
 class EnsembleRule:
@@ -44,17 +46,32 @@ def fit_ensemble_rule(
     rule = fit_rule(thresholds, ensemble_held_out(how, models, targs, inner), targs, folds, seed=seed)
     return EnsembleRule(make_ensemble(how).fit(models, targs), rule)
 
-# %% ../nbs/16c_combine.ipynb #4c5d23d0
+# %% ../nbs/16c_combine.ipynb #2112b5fa
+def _rows(run, ids):
+    "Where images stand in a run"
+    at = {o: i for i, o in enumerate(run.ids)}
+    return [at[o] for o in ids]
+
 def _same(runs):
     "Runs about the same images; raises `DataError`"
     first = runs[0]
     for o in runs[1:]:
         if set(o.ids) != set(first.ids): raise DataError(f'{o.path}: has other training images than {first.path}, e.g. {sorted(set(o.ids) ^ set(first.ids))[0]}; combine runs on the same data')
-        at = [{i: k for k, i in enumerate(o.ids)}[i] for i in first.ids] if o.ids != first.ids else slice(None)
-        differ = np.flatnonzero((o.targs[at] != first.targs).any(1))
+        differ = np.flatnonzero((o.targs[_rows(o, first.ids)] != first.targs).any(1))
         if len(differ): raise DataError(f'{o.path}: {len(differ)} images have other labels than in {first.path}, e.g. {first.ids[differ[0]]}; combine runs on the same data')
         if (o.test is None) != (first.test is None): raise DataError(f'{o.path}: {"lacks" if o.test is None else "has"} test predictions, {first.path} does not; combine runs on the same data')
         if o.test and set(o.test[0]) != set(first.test[0]): raise DataError(f'{o.path}: has other test images than {first.path}; combine runs on the same data')
+
+def _gains(runs, decided, level=.95):
+    "Each run beside the ensemble, on the same images: what it is worth, and how much better the ensemble is, with an interval (bootstrap over images)"
+    first, z = runs[0], NormalDist().inv_cdf((1 + level)/2)
+    targs = first.targs.astype(bool)
+    each = [o.decided[_rows(o, first.ids)] for o in runs]
+    drawn, rows = bootstrap_f1([decided, *each], targs), []
+    for i, (run, own) in enumerate(zip(runs, each), 1):
+        gain, half = macro_f1(decided, targs) - macro_f1(own, targs), z*(drawn[:, 0] - drawn[:, i]).std()
+        rows.append(dict(run=str(run.path), macro_f1=macro_f1(own, targs), mean_ap=mean_average_precision(run.probs, run.targs), gain=gain, gain_low=gain - half, gain_high=gain + half))
+    return rows
 
 def ensemble_runs(
     runs, # Folders of finished runs
@@ -67,6 +84,7 @@ def ensemble_runs(
     out, opened = Path(out), [RunFolder(o) for o in runs]
     if len(opened) < 2: raise DataError(f'{len(opened)} run to combine; name at least two')
     if out.resolve() in [o.path.resolve() for o in opened]: raise DataError(f'{out}: is one of the runs to combine; give another folder')
+    if (out/'recipe.yaml').exists(): raise DataError(f'{out}: is a run of hpa-train; give another folder')
     _same(opened)
     ids, targs, folds = opened[0].ids, opened[0].targs, opened[0].folds
     probs = np.stack([read_probs(o.path/'oof.parquet', ids)[1] for o in opened], 1)
@@ -74,7 +92,8 @@ def ensemble_runs(
     both, decided = fit(probs, targs, folds), decide_out_of_sample(fit, probs, targs, folds)
     oof = ensemble_held_out(how, probs.swapaxes(0, 1), targs, folds)
 
-    write_json(out/'ensemble.json', dict(format=1, how=how, runs=[str(o) for o in runs], ensemble=both.ensemble.to_dict()))
+    write_members(out, how, runs)
+    both.ensemble.save(out/'weights.json')
     write_probs(out/'oof.parquet', ids, oof)
     both.rule.save(out/'thresholds.json')
     if opened[0].test:
@@ -84,7 +103,7 @@ def ensemble_runs(
         write_submission(out/'submission.csv', test_ids, both.rule.predict(test))
     write_decisions(out/'oof.csv', ids, folds, targs, decided)
     scores = dict(macro_f1=macro_f1(decided, targs), macro_f1_in_sample=macro_f1(both.predict(probs), targs), macro_f1_floor=constant_floor(targs), mean_ap=mean_average_precision(oof, targs),
-                  rule=repr(both.rule), ensemble=how, runs={str(o.path): o.scores['macro_f1'] for o in opened}, classes=class_report(oof, targs, preds=decided).round(4).to_dict('records'))
+                  rule=repr(both.rule), ensemble=how, runs=_gains(opened, decided), classes=class_report(oof, targs, preds=decided).round(4).to_dict('records'))
     write_json(out/'scores.json', scores)
-    print(f"{how} of {len(opened)} runs: macro F1 {scores['macro_f1']:.3f} out of sample; the best of them alone {max(scores['runs'].values()):.3f}")
+    print(f"{how} of {len(opened)} runs: macro F1 {scores['macro_f1']:.3f} out of sample; the best of them alone {max(o['macro_f1'] for o in scores['runs']):.3f}")
     return scores

@@ -175,7 +175,7 @@ class Boosting(Stacking):
         WeightedMean._fit(self, probs, targs)
         x, p = self._logits(probs), self.params
         args = dict(objective='binary', num_leaves=p['leaves'], learning_rate=p['lr'], lambda_l2=p['l2'], boost_from_average=False, deterministic=True, num_threads=1, seed=0, verbose=-1)
-        def trees(c): return lgb.train(args, lgb.Dataset(np.ascontiguousarray(x[..., c].T), targs[:, c], init_score=x[0, :, c]), p['rounds']).model_to_string()
+        def trees(c): return lgb.train(args, lgb.Dataset(np.ascontiguousarray(x[..., c].T), targs[:, c].copy(), init_score=x[0, :, c].copy()), p['rounds']).model_to_string()
         p['trees'] = [trees(c) if t.any() and not t.all() else None for c, t in enumerate(targs.T)]
 
     def _predict(self, probs):
