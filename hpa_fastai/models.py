@@ -10,6 +10,7 @@ __all__ = ['STEMS', 'HEADS', 'NETWORKS', 'save_weights', 'read_weights', 'load_w
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 
 import safetensors.torch, timm, torch
 from fastai.vision.all import AdaptiveConcatPool2d, apply_init, create_head, listify, nn
@@ -109,10 +110,10 @@ def _hub_model(name, make):
     except Exception as e:
         cfg = timm.get_pretrained_cfg(name)
         where = f'https://huggingface.co/{cfg.hf_hub_id}' if cfg and cfg.hf_hub_id else cfg.url if cfg else None
-        reason = ' '.join(str(e).split())[:150]
-        if not where: raise DataError(f'{name}: timm has no pretrained weights for it; take another body, weights=PATH, or weights=None') from e
+        reason = shorten(str(e), 150, placeholder=' …')
+        if not where: raise DataError(f'{name}: timm has no pretrained weights for it; take another body, weights=PATH, or weights="none"') from e
         raise DataError(f'{name}: its pretrained weights could not be fetched ({type(e).__name__}: {reason}). '
-                        f'Download model.safetensors from {where} elsewhere and give weights=PATH, or train from scratch with weights=None') from e
+                        f'Download model.safetensors from {where} elsewhere and give weights=PATH, or train from scratch with weights="none"') from e
 
 def _file_model(name, make, path, weights):
     "timm's network with weights from a file, through timm's own loading"
