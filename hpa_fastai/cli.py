@@ -152,12 +152,15 @@ def hpa_compare(
 def hpa_ensemble(
     runs:several('Folders of finished runs on the same images'),
     out:str=None, # Required. Folder of the combined run
-    how:str='mean', # mean, rank, max, vote; or fitted out of fold: weighted, climbing, stacking
-    thresholds:str='auto' # As in a recipe
+    how:str='mean', # mean, rank, max, vote; or fitted out of fold: weighted, climbing, stacking, boosting (an extra: stacking)
+    thresholds:str='auto', # As in a recipe
+    packs:str=None # Folder of the packed images, for the report; by default those in the runs
 ):
     "Combine finished runs to one: probabilities, thresholds, what they are worth out of sample, submission"
     from hpa_fastai.combine import ensemble_runs
     ensemble_runs(runs, out, how=how, thresholds=thresholds)
+    from hpa_fastai.report import write_report
+    print(f'The whole story: {write_report(out, packs=packs)}')
 
 @command('run')
 def hpa_report(
