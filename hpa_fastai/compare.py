@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .files import whole_file
+from .files import read_json, whole_file
 from .labels import DataError
 from .metrics import macro_f1
 from .recipes import Recipe
@@ -60,10 +60,18 @@ def compare_runs(
         row = {sid: i for i, sid in enumerate(run.ids)}
         decisions[k] = run.decided[[row[sid] for sid in first.ids]]
     df = score_intervals(decisions, first.targs, against, level, draws)
-    recipes = {k: Recipe.load(o/'recipe.yaml') for k, o in paths.items()}
-    more = dict(recipe=lambda k: recipes[k].name, body=lambda k: recipes[k].body, floor=lambda k: opened[k].scores['macro_f1_floor'], mean_ap=lambda k: opened[k].scores['mean_ap'],
-                minutes=lambda k: round(opened[k].scores['seconds'].get('train', 0)/60, 1))
+    made = {k: _made_by(o) for k, o in paths.items()}
+    more = dict(recipe=lambda k: made[k][0], body=lambda k: made[k][1], floor=lambda k: opened[k].scores['macro_f1_floor'], mean_ap=lambda k: opened[k].scores['mean_ap'],
+                minutes=lambda k: round(opened[k].scores.get('seconds', {}).get('train', 0)/60, 1))
     return df.assign(**{name: [f(k) for k in df.index] for name, f in more.items()})
+
+def _made_by(run):
+    "Recipe and body, or how many runs an ensemble combines"
+    if (run/'ensemble.json').exists():
+        o = read_json(run/'ensemble.json')
+        return f'{o["how"]} of {len(o["runs"])}', 'ensemble'
+    recipe = Recipe.load(run/'recipe.yaml')
+    return recipe.name, recipe.body
 
 def plot_comparison(
     df, # From `compare_runs` or `score_intervals`
