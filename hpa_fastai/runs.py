@@ -84,11 +84,11 @@ class RunFolder:
     def members(self): "Folders of the runs that it was combined of, as far as they are there"; return [o for o in _members(self.path) if o.is_dir()]
 
     def images(self,
-        packs=None # Folder of the packed images; by default the run's own, or those of a run that it was combined of
+        packs=None # Folder of the packed images; the largest are taken; by default the run's own, or those of a run that it was combined of
     ): # A `Pack` of the training images, or None
         "The images that the run was trained on, where they still are"
-        found = next(filter(None, (sorted(o.glob('train-*')) for o in ([Path(packs)] if packs else _packs(self.path)))), None)
-        return open_pack(found[-1]) if found else None
+        found = next(filter(None, ([p for p in o.glob('train-*') if p.name[6:].isdigit()] for o in ([Path(packs)] if packs else _packs(self.path)))), None)
+        return open_pack(max(found, key=lambda p: int(p.name[6:]))) if found else None
 
 def _packs(run):
     "Where packed images may be: in a run, or in those that it was combined of"
