@@ -1,6 +1,6 @@
 """All named recipes on the same simulated cells, with the same number of images seen: macro F1 out of sample, with intervals.
 
-    python benchmarks/recipes.py --out DIR [--data DIR] [--json FILE] [--recipes 'gapnet iafoss'] [--budget 16000] [--images 1600] [--threads 2]
+    python benchmarks/recipes.py --out DIR [--data DIR] [--json FILE] [--recipes 'gapnet iafoss'] [--budget 8000] [--images 1600] [--variants 4] [--threads 2]
 
 What is the same for all, and what is not, where there are no pretrained weights and two cores:
 
@@ -13,7 +13,7 @@ What is the same for all, and what is not, where there are no pretrained weights
 - Rates: a recipe for pretrained weights has its rates scaled so that the highest is right for that network from scratch (Adam: 4e-3, or 1e-3 where the schedule has no warm-up; SGD: 0.1), and nothing is frozen before all has been trained once. GapNet's and
   the CNN's own stay.
 
-Each run is a folder under DIR: stopped, the same command goes on. `--variants` adds GapNet-PL with one choice changed at a time, for the findings.
+Each run is a folder under DIR: stopped, the same command goes on. `--variants 4` adds GapNet-PL with one choice changed at a time, each with 4 times the budget, for the findings (it is quick, and learns slowly).
 """
 import shutil, time
 from pathlib import Path
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fastcore.script import call_parse, store_true
+from fastcore.script import call_parse
 
 from hpa_fastai.compare import compare_runs
 from hpa_fastai.crossval import cross_validate, decide_out_of_sample, decide_together, ensembles_of_one
@@ -39,7 +39,7 @@ from hpa_fastai.simulate import simulate_dataset
 
 SIDE, UM = 256, .16   # of a field: pixels, and µm in one; whole images have 1024 of that width, or 512 of .32
 SMALL = dict(body='resnet10t', model_args=dict(channels=[32, 64, 128, 256], stem_width=16))
-VARIANTS = dict(gapnet_loss_bce=dict(loss='bce', label_weights=0.), gapnet_loss_f1=dict(loss='soft_f1', label_weights=0.), gapnet_loss_focal_unweighted=dict(label_weights=0.),
+VARIANTS = dict(gapnet={}, gapnet_bce_f1={}, gapnet_crops={}, gapnet_loss_bce=dict(loss='bce', label_weights=0.), gapnet_loss_f1=dict(loss='soft_f1', label_weights=0.), gapnet_loss_focal_unweighted=dict(label_weights=0.),
                 gapnet_sampling_none=dict(sampling='none'), gapnet_sampling_all=dict(sampling='inverse'), gapnet_five_folds=dict(folds=5))
 
 
@@ -106,10 +106,10 @@ def main(
     data: str = None, # A data set in Kaggle's layout with solution.csv; simulated if None
     json: str = None, # Write table and findings there too
     recipes: str = None, # Names, with spaces between; by default all
-    budget: int = 16000, # Images that each network sees in training
+    budget: int = 8000, # Images that each network sees in training
     images: int = 1600, # Simulated training images
     folds: int = 2, # Of each run
-    variants: store_true = False, # Run GapNet-PL with one choice changed at a time, too?
+    variants: int = 0, # Run GapNet-PL with one choice changed at a time, too, with so many times the budget
     threads: int = None # PyTorch's threads; by default its own choice
 ):
     "All recipes on the same cells"
@@ -119,7 +119,7 @@ def main(
     df = read_labels(data/'train.csv')
     names = recipes.split() if recipes else [o for o in RECIPES if o != 'gapnet_pretrained']   # that is the first of its three
     jobs = {name: scaled(load_recipe(name), df, budget, folds) for name in names}
-    if variants: jobs |= {name: scaled(load_recipe('gapnet'), df, budget, changes.get('folds', folds)).override(**changes) for name, changes in VARIANTS.items()}
+    if variants: jobs |= {f'variants/{name}': scaled(load_recipe(name if name in RECIPES else 'gapnet'), df, budget*variants, changes.get('folds', folds)).override(**changes) for name, changes in VARIANTS.items()}
     for i, (name, recipe) in enumerate(jobs.items()):
         if (out/name/'scores.json').exists(): continue
         print(f'--- {name} ({i+1} of {len(jobs)}), {time.strftime("%H:%M")}', flush=True)
@@ -131,8 +131,9 @@ def main(
                   rules={name: by_rule(RunFolder(out/name)) for name in names})
     print(pd.DataFrame(result['rules']).T.round(3).to_string())
     if variants:
-        of_gapnet = compare_runs([out/name for name in ['gapnet', 'gapnet_bce_f1', 'gapnet_crops', *VARIANTS]], against='gapnet').reset_index()
-        result |= dict(variants=of_gapnet.round(4).to_dict('records'), ensembles=by_ensemble(out/'gapnet_five_folds', data))
+        of_gapnet = compare_runs([out/'variants'/name for name in VARIANTS], against='gapnet').reset_index()
+        result['settings']['variants'] = variants
+        result |= dict(variants=of_gapnet.round(4).to_dict('records'), ensembles=by_ensemble(out/'variants/gapnet_five_folds', data))
         print(of_gapnet.drop(columns='recipe').round(3).to_string(index=False))
         print('five folds on test images:', result['ensembles'])
     if json: write_json(json, result)
