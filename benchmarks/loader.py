@@ -156,13 +156,13 @@ if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--json', help='write the figures to this file')
     p.add_argument('--sizes', type=int, nargs='+', default=[512, 256], help='sides of the images, in pixels')
-    p.add_argument('--n', type=int, default=384, help='samples')
+    p.add_argument('--n', type=int, default=384, help='samples of the largest size; of smaller ones more')
     p.add_argument('--bs', type=int, default=32, help='samples in a batch')
     p.add_argument('--seconds', type=float, default=3, help='at least so long for each figure')
     p.add_argument('--workers', type=int, nargs='+', default=sorted({0, os.cpu_count()//2, os.cpu_count(), 2*os.cpu_count()}), help='numbers of workers to try for the plain way')
     args = p.parse_args()
     with tempfile.TemporaryDirectory() as d:
-        res = {size: bench(size, args.n, args.bs, args.seconds, args.workers, Path(d)) for size in args.sizes}
-    print(f'{os.cpu_count()} cores, load {os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan"):.1f}, torch {torch.__version__}, {torch.get_num_threads()} threads; {args.n} samples, batches of {args.bs}; samples per second\n')
+        res = {size: bench(size, args.n*max(args.sizes)//size, args.bs, args.seconds, args.workers, Path(d)) for size in args.sizes}
+    print(f'{os.cpu_count()} cores, load {os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan"):.1f}, torch {torch.__version__}, {torch.get_num_threads()} threads; {args.n} samples of the largest size, batches of {args.bs}; samples per second\n')
     with pd.option_context('display.float_format', '{:,.2f}'.format): print(pd.DataFrame(res).to_string())
     if args.json: Path(args.json).write_text(json.dumps({str(k): v for k, v in res.items()} | dict(cores=os.cpu_count(), bs=args.bs, n=args.n), indent=1))

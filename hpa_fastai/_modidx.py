@@ -725,6 +725,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'hpa_fastai.pack.Pack.__len__': ('pack.html#pack.__len__', 'hpa_fastai/pack.py'),
                                  'hpa_fastai.pack.Pack.__reduce__': ('pack.html#pack.__reduce__', 'hpa_fastai/pack.py'),
                                  'hpa_fastai.pack.Pack.__repr__': ('pack.html#pack.__repr__', 'hpa_fastai/pack.py'),
+                                 'hpa_fastai.pack.Pack._announce': ('pack.html#pack._announce', 'hpa_fastai/pack.py'),
                                  'hpa_fastai.pack.Pack._array': ('pack.html#pack._array', 'hpa_fastai/pack.py'),
                                  'hpa_fastai.pack.Pack._gather': ('pack.html#pack._gather', 'hpa_fastai/pack.py'),
                                  'hpa_fastai.pack.Pack._gather_compressed': ('pack.html#pack._gather_compressed', 'hpa_fastai/pack.py'),

@@ -30,9 +30,9 @@ from .workers import ordered_map
 def _tiles(size): return (size//32, 32) if size % 32 == 0 else (1, size)      # how many along a side, and their side
 
 def _tiled(img):
-    "A sample, or the buffer of one, seen as (tiles down, tiles across, side, side, 4)"
-    k, t = _tiles(len(img))
-    return img.reshape(k, t, k, t, 4).swapaxes(1, 2)
+    "A sample, a batch, or the buffer of one, seen as (…, tiles down, tiles across, side, side, 4)"
+    k, t = _tiles(img.shape[-2])
+    return img.reshape(*img.shape[:-3], k, t, k, t, 4).swapaxes(-4, -3)
 
 def _encode(img):
     "A sample as a zstd frame: plane by plane, since a stain's neighbour pixel is its best forecast"
@@ -255,22 +255,28 @@ def gather(self:Pack,
     return out[:len(idxs)]
 
 @patch
+def _announce(self:Pack, start, n):
+    "Tell the kernel which bytes are read next"
+    if not hasattr(mmap, 'MADV_WILLNEED'): return
+    page = start//mmap.PAGESIZE*mmap.PAGESIZE
+    self._map.madvise(mmap.MADV_WILLNEED, page, start + n - page)
+
+@patch
 def _gather(self:Pack, idxs, tops, lefts, side, out):
-    k, t = _tiles(self.size)
+    (k, t), starts = _tiles(self.size), self.rows['offset'][idxs].tolist()
     line = k*t*t*4                                                       # bytes of a line of tiles
-    if hasattr(mmap, 'MADV_WILLNEED'):
-        for at, y, x in zip(self.rows['offset'][idxs].tolist(), tops.tolist(), lefts.tolist()):
-            y0, x0, y1, x1 = y//t, x//t, -(-(y + side)//t), -(-(x + side)//t)   # the tiles that are touched
-            if x1 - x0 == k: stretches = [(y0*line, (y1 - y0)*line)]
-            else: stretches = [(i*line + x0*t*t*4, (x1 - x0)*t*t*4) for i in range(y0, y1)]
-            for start, n in stretches:
-                page = (at + start)//mmap.PAGESIZE*mmap.PAGESIZE
-                self._map.madvise(mmap.MADV_WILLNEED, page, at + start + n - page)
-    for o, i, y, x in zip(out, idxs, tops, lefts):
-        if side == self.size: _tiled(o)[:] = self._array[i]; continue
-        tiles = self._array[i, y//t:-(-(y + side)//t), x//t:-(-(x + side)//t)]
-        down, across = tiles.shape[:2]
-        o[:] = tiles.swapaxes(1, 2).reshape(down*t, across*t, 4)[y%t:y%t+side, x%t:x%t+side]
+    if side == self.size:
+        for start in starts: self._announce(start, k*line)
+        for o, i in zip(_tiled(out), idxs.tolist()): o[:] = self._array[i]
+        return
+    parts = [(y//t, x//t, -(-(y + side)//t), -(-(x + side)//t)) for y, x in zip(tops.tolist(), lefts.tolist())]      # the tiles that are touched
+    for start, (y0, x0, y1, x1) in zip(starts, parts):
+        if x1 - x0 == k: self._announce(start + y0*line, (y1 - y0)*line)
+        else:
+            for i in range(y0, y1): self._announce(start + i*line + x0*t*t*4, (x1 - x0)*t*t*4)
+    for o, i, y, x, (y0, x0, y1, x1) in zip(out, idxs.tolist(), tops.tolist(), lefts.tolist(), parts):
+        tiles = self._array[i, y0:y1, x0:x1].swapaxes(1, 2).reshape((y1 - y0)*t, (x1 - x0)*t, 4)
+        o[:] = tiles[y - y0*t:, x - x0*t:][:side, :side]
 
 @patch
 def _gather_compressed(self:Pack, idxs, tops, lefts, side, out):
