@@ -9,9 +9,9 @@ from time import perf_counter
 warnings.filterwarnings('ignore')
 import numpy as np
 import pandas as pd
-from hpa_fastai.duplicates import hash_images, near_pairs
+from hpa_fastai.images.duplicates import hash_images, near_pairs
 from hpa_fastai.labels import train_label_sets
-from hpa_fastai.splits import fold_counts, stratified_folds
+from hpa_fastai.images.splits import fold_counts, stratified_folds
 
 def timed(f, *args, **kwargs):
     t = perf_counter()

@@ -3,7 +3,7 @@
 1. The out-of-sample estimate of several ways to fit (`held_out_score`): its mean error against the score on 20,000 new images, how often its
    90 % interval holds that score, and the error of the number in sample.
 2. A test set whose class shares are halved and doubled in turn, and one like the training set: macro F1 of a `StackedRule` as fitted, and
-   `adapted` to the unlabelled test set.
+   `adapt_rule` to the unlabelled test set.
 
     python benchmarks/honesty.py [--trials 100] [--json FILE]
 """
@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from hpa_fastai.calibration import StackedRule
+from hpa_fastai.decide.calibration import StackedRule
 from hpa_fastai.files import write_json
-from hpa_fastai.metrics import macro_f1
-from hpa_fastai.rules import ClassRule, MeanRule, RatioRule
-from hpa_fastai.shift import adapted
-from hpa_fastai.thresholds import choose_rule, held_out_score
+from hpa_fastai.train.metrics import macro_f1
+from hpa_fastai.decide.rules import ClassRule, MeanRule, RatioRule
+from hpa_fastai.decide.shift import adapt_rule
+from hpa_fastai.decide.thresholds import choose_rule, held_out_score
 
 def simulate(n, seed, labels=8):
     "Distorted probabilities, and labels drawn from the true ones"
@@ -50,7 +50,7 @@ def shift(trials):
     for name, shares in dict(same=train, shifted=train*np.where(np.arange(20) % 2, 2, .5)).items():
         for seed in range(trials):
             rule, (probs, targs) = StackedRule().fit(*simulate_shares(4000, train, seed)), simulate_shares(4000, shares, 10_000 + seed)
-            rows.append(dict(test_set=name, uncorrected=macro_f1(rule.predict(probs), targs), adapted=macro_f1(adapted(rule, probs).predict(probs), targs)))
+            rows.append(dict(test_set=name, uncorrected=macro_f1(rule.predict(probs), targs), adapted=macro_f1(adapt_rule(rule, probs).predict(probs), targs)))
     df = pd.DataFrame(rows).groupby('test_set').mean()
     return df.assign(gain=df.adapted - df.uncorrected)
 

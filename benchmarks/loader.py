@@ -18,11 +18,11 @@ from PIL import Image
 
 from concurrent.futures import ProcessPoolExecutor   # after fastai's star, which brings its own
 
-from hpa_fastai.augment import rgby_augments
-from hpa_fastai.data import rgby_dls
-from hpa_fastai.images import find_samples
+from hpa_fastai.data.augment import rgby_augments
+from hpa_fastai.data.block import rgby_dls
+from hpa_fastai.images.samples import find_samples
 from hpa_fastai.labels import CHANNELS, LABELS
-from hpa_fastai.pack import build_pack
+from hpa_fastai.images.pack import build_pack
 
 def make_images(folder, n, size, kb=110):
     "`n` samples of four PNGs: smooth blobs with so much noise that each file has about `kb` KB at 512 px"

@@ -10,9 +10,9 @@ import torch
 from fastcore.script import call_parse
 
 from hpa_fastai.files import write_json
-from hpa_fastai.learner import best_precision
-from hpa_fastai.losses import MultiLabelFocalLoss
-from hpa_fastai.models import rgby_model
+from hpa_fastai.train.learner import best_precision
+from hpa_fastai.train.losses import MultiLabelFocalLoss
+from hpa_fastai.models.factory import rgby_model
 
 GiB = 2**30
 

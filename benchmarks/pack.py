@@ -10,8 +10,8 @@ from time import perf_counter
 
 warnings.filterwarnings('ignore')
 import numpy as np
-from hpa_fastai.images import find_samples
-from hpa_fastai.pack import build_pack, open_pack
+from hpa_fastai.images.samples import find_samples
+from hpa_fastai.images.pack import build_pack, open_pack
 
 def best_rate(f, batches, passes=5):
     "Samples per second of the fastest pass"
@@ -54,7 +54,7 @@ def cold(path, bs, crop, announced):
 
 def peak_memory(n, folder):
     "MiB of a process that packs `n` samples, all made from one file"
-    code = f'''import resource; from hpa_fastai.images import find_samples; from hpa_fastai.pack import build_pack
+    code = f'''import resource; from hpa_fastai.images.samples import find_samples; from hpa_fastai.images.pack import build_pack
 source = next(iter(find_samples({str(folder)!r}).values()))
 build_pack({{f's{{i}}': source for i in range({n})}}, {str(folder.parent/f'memory{n}')!r}, size=256, workers=2, progress=False)
 print(int(next(o for o in open('/proc/self/status') if o.startswith('VmHWM')).split()[1])/1024, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss/1024)'''

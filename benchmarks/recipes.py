@@ -23,19 +23,21 @@ import pandas as pd
 import torch
 from fastcore.script import call_parse
 
-from hpa_fastai.compare import compare_runs
-from hpa_fastai.crossval import cross_validate, decide_out_of_sample, decide_together, ensembles_of_one
-from hpa_fastai.ensembles import ENSEMBLES
+from hpa_fastai.runs.compare import compare_runs
+from hpa_fastai.decide.rules import cross_decide
+from hpa_fastai.decide.ensembles import ensemble_decide, to_ensemble_scale
+from hpa_fastai.runs.crossval import cross_validate
+from hpa_fastai.decide.ensembles import ENSEMBLES
 from hpa_fastai.files import write_json
-from hpa_fastai.inference import read_probs
+from hpa_fastai.decide.submission import read_probs
 from hpa_fastai.labels import encode_targets, read_labels
-from hpa_fastai.metrics import macro_f1
-from hpa_fastai.models import NETWORKS
-from hpa_fastai.recipes import RECIPES, load_recipe
-from hpa_fastai.rules import Rule
-from hpa_fastai.runs import RunFolder
-from hpa_fastai.sampling import SAMPLING
-from hpa_fastai.simulate import simulate_dataset
+from hpa_fastai.train.metrics import macro_f1
+from hpa_fastai.models.factory import NETWORKS
+from hpa_fastai.runs.recipes import RECIPES, load_recipe
+from hpa_fastai.decide.rules import Rule
+from hpa_fastai.runs.folder import RunFolder
+from hpa_fastai.data.sampling import SAMPLING
+from hpa_fastai.simulate.dataset import simulate_dataset
 
 SIDE, UM = 256, .16   # of a field: pixels, and µm in one; whole images have 1024 of that width, or 512 of .32
 SMALL = dict(body='resnet10t', model_args=dict(channels=[32, 64, 128, 256], stem_width=16))
@@ -87,7 +89,7 @@ def scaled(recipe, df, budget, folds, bs=32):
 
 def by_rule(run):
     "Macro F1 of a run's networks under several kinds of thresholds, each fitted on the other folds"
-    def score(name): return macro_f1(decide_out_of_sample(lambda p, t, f: Rule.kinds[name]().fit(p, t), run.probs, run.targs, run.folds), run.targs)
+    def score(name): return macro_f1(cross_decide(lambda p, t, f: Rule.kinds[name]().fit(p, t), run.probs, run.targs, run.folds), run.targs)
     return {name: round(float(score(name)), 4) for name in ('FixedRule', 'GlobalRule', 'ClassRule', 'RatioRule', 'ShrinkRule', 'SoftF1Rule', 'MeanRule')}
 
 
@@ -96,7 +98,7 @@ def by_ensemble(path, data):
     run, truth = RunFolder(path), pd.read_csv(data/'solution.csv', dtype=str)
     targs = encode_targets(truth.Target)
     each = np.stack([read_probs(o, truth.Id)[1] for o in sorted(path.glob('fold*/test.parquet'))])
-    def score(how): return macro_f1(decide_together(how, Rule.kinds['GlobalRule']().fit(ensembles_of_one(how, run.probs, run.folds), run.targs), each), targs)
+    def score(how): return macro_f1(ensemble_decide(how, Rule.kinds['GlobalRule']().fit(to_ensemble_scale(how, run.probs, run.folds), run.targs), each), targs)
     return {how: round(float(score(how)), 4) for how in ENSEMBLES}
 
 

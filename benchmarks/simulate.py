@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from hpa_fastai.labels import CHANNELS, LABELS
-from hpa_fastai.simulate import draw_label_sets, simulate_field
+from hpa_fastai.simulate.dataset import draw_label_sets, simulate_field
 
 def field_time(job):
     "Processor seconds for one field: what a busy neighbour takes is not counted"

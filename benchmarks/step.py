@@ -11,9 +11,9 @@ from fastai.vision.all import DataLoaders, to_device
 from fastcore.script import call_parse
 
 from hpa_fastai.files import write_json
-from hpa_fastai.learner import best_precision, rgby_learner
-from hpa_fastai.losses import MultiLabelFocalLoss
-from hpa_fastai.models import rgby_model
+from hpa_fastai.train.learner import best_precision, rgby_learner
+from hpa_fastai.train.losses import MultiLabelFocalLoss
+from hpa_fastai.models.factory import rgby_model
 
 
 class Batches(list):

@@ -5,7 +5,7 @@
 Protocol: repeated 2-fold, multilabel-stratified; a rule is fitted on one half and scored (macro F1) on the other.
 Several FILEs are averaged. The rows in the table:
   auto         `choose_rule`: chooses among the rules by nested cross-validation within the fitted half
-  auto, adapted  the same, thresholds set for the scored half as a whole from its unlabelled probabilities (`adapted`)
+  auto, adapted  the same, thresholds set for the scored half as a whole from its unlabelled probabilities (`adapt_rule`)
   the others   the candidates of `choose_rule`, always taken"""
 import argparse, time
 from statistics import mean, stdev
@@ -14,12 +14,13 @@ import numpy as np
 import pandas as pd
 from iterstrat.ml_stratifiers import RepeatedMultilabelStratifiedKFold
 
-from hpa_fastai.calibration import CalibratedRule
+from hpa_fastai.decide.calibration import CalibratedRule
 from hpa_fastai.files import write_json
 from hpa_fastai.labels import DataError, encode_targets, read_labels
-from hpa_fastai.metrics import macro_f1
-from hpa_fastai.shift import adapted
-from hpa_fastai.thresholds import candidate_rules, choose_rule, constant_floor
+from hpa_fastai.train.metrics import macro_f1
+from hpa_fastai.decide.shift import adapt_rule
+from hpa_fastai.decide.thresholds import candidate_rules, choose_rule
+from hpa_fastai.decide.rules import constant_floor
 
 def score_rules(probs, targs, repeats, seed):
     "Macro F1 by rule: out of sample, one number per fitted half; and in sample"
@@ -31,7 +32,7 @@ def score_rules(probs, targs, repeats, seed):
         for name, rule in candidate_rules().items(): note(name, rule.fit(probs[a], targs[a]), a, b)
         rule = choose_rule(probs[a], targs[a])
         note('auto', rule, a, b)
-        note('auto, adapted', rule, a, b, adapted(rule, probs[b]) if isinstance(rule, CalibratedRule) else None)
+        note('auto, adapted', rule, a, b, adapt_rule(rule, probs[b]) if isinstance(rule, CalibratedRule) else None)
     return out, inside
 
 if __name__ == '__main__':

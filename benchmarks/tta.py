@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 from fastai.vision.all import BCEWithLogitsLossFlat, Learner, aug_transforms, nn, torch
 
-from hpa_fastai.augment import rgby_augments
-from hpa_fastai.data import rgby_dls
+from hpa_fastai.data.augment import rgby_augments
+from hpa_fastai.data.block import rgby_dls
 from hpa_fastai.files import write_json
-from hpa_fastai.inference import dihedral_views
-from hpa_fastai.normalize import StainNormalize
-from hpa_fastai.pack import build_pack
+from hpa_fastai.data.symmetries import dihedral_views
+from hpa_fastai.data.normalize import StainNormalize
+from hpa_fastai.images.pack import build_pack
 
 def make_pack(folder, n, size):
     "`n` images of noise: a network's time does not depend on what it sees"

@@ -7,7 +7,6 @@ __all__ = ['CHANNELS', 'LABELS', 'DataError', 'parse_target', 'encode_targets', 
            'read_csv_checked', 'read_labels', 'read_submission', 'label_counts', 'cooccurrence', 'train_label_sets']
 
 # %% ../nbs/00_labels.ipynb #cadaf09d
-from collections import Counter
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path

@@ -9,12 +9,13 @@ import torch
 from fastai.vision.all import Flatten, Learner, Transform, load_learner, set_seed, to_device
 from torch import nn
 
-from hpa_fastai.augment import rgby_augments
-from hpa_fastai.data import PackDL, draw_epoch, rgby_dls, source_dl
-from hpa_fastai.images import TensorRGBY
+from hpa_fastai.data.augment import rgby_augments
+from hpa_fastai.data.loader import PackDL, sample_epoch
+from hpa_fastai.data.block import rgby_dls, source_dl
+from hpa_fastai.images.samples import TensorRGBY
 from hpa_fastai.labels import DataError, encode_targets
-from hpa_fastai.normalize import BufferPool
-from hpa_fastai.pack import build_pack
+from hpa_fastai.data.buffers import BufferPool
+from hpa_fastai.images.pack import build_pack
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
@@ -88,7 +89,7 @@ def test_files_and_pack_agree_under_all_transforms(data):
 def test_another_process_draws_the_same(data, tmp_path):
     df, pack, _ = data
     df.to_csv(tmp_path/'train.csv', index=False)
-    code = f"from hpa_fastai.data import rgby_dls; import zlib\nfor x, y in rgby_dls({str(tmp_path/'train.csv')!r}, {str(pack.path)!r}, bs=8, crop=24, device='cpu', seed=5).train: print(zlib.crc32(x.contiguous().numpy()), zlib.crc32(y.numpy()))"
+    code = f"from hpa_fastai.data.block import rgby_dls; import zlib\nfor x, y in rgby_dls({str(tmp_path/'train.csv')!r}, {str(pack.path)!r}, bs=8, crop=24, device='cpu', seed=5).train: print(zlib.crc32(x.contiguous().numpy()), zlib.crc32(y.numpy()))"
     a, b = (subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True).stdout for _ in range(2))
     assert a == b and len(a.splitlines()) == 4
 
@@ -117,25 +118,25 @@ def test_ranks_share_an_epoch(data, world_size):
     class Played(DistributedDL):
         def _broadcast(self, t, rank): return t
     df, pack, _ = data
-    draws = 1 + 3*encode_targets(df.Target[8:])[:, 4].astype(float)
-    def part(rank): return [x for x, _ in Played(make(data, draws=draws, seed=1, drop_last=False).train.new(after_batch=[]), rank=rank, world_size=world_size)]
+    repeats = 1 + 3*encode_targets(df.Target[8:])[:, 4].astype(float)
+    def part(rank): return [x for x, _ in Played(make(data, repeats=repeats, seed=1, drop_last=False).train.new(after_batch=[]), rank=rank, world_size=world_size)]
     parts = [torch.cat(part(r)) for r in range(world_size)]
     assert len({len(o) for o in parts}) == 1
     drawn = Counter(o.numpy().tobytes() for p in parts for o in p)
-    expected = Counter({pack[i].transpose(2, 0, 1).tobytes(): int(k) for i, k in zip(pack.index(df.Id[8:]), draws)})
+    expected = Counter({pack[i].transpose(2, 0, 1).tobytes(): int(k) for i, k in zip(pack.index(df.Id[8:]), repeats)})
     assert not expected - drawn and (drawn - expected).total() < world_size
 
 def test_draw_keeps_its_promise():
     rng = np.random.default_rng(0)
     for _ in range(200):
-        draws = rng.gamma(.5, 2, rng.integers(1, 50))
-        draws *= max(round(draws.sum()), 1)/draws.sum()
-        times = np.bincount(draw_epoch(draws, rng), minlength=len(draws))
-        assert times.sum() == round(draws.sum())
-        assert (times >= np.floor(draws - 1e-9)).all() and (times <= np.ceil(draws + 1e-9)).all()
+        repeats = rng.gamma(.5, 2, rng.integers(1, 50))
+        repeats *= max(round(repeats.sum()), 1)/repeats.sum()
+        times = np.bincount(sample_epoch(repeats, rng), minlength=len(repeats))
+        assert times.sum() == round(repeats.sum())
+        assert (times >= np.floor(repeats - 1e-9)).all() and (times <= np.ceil(repeats + 1e-9)).all()
 
 def test_wrong_number_of_draws(data):
-    with pytest.raises(DataError, match='draws has 3 numbers for 32 images'): make(data, draws=[1, 2, 3])
+    with pytest.raises(DataError, match='repeats has 3 numbers for 32 images'): make(data, repeats=[1, 2, 3])
 
 def test_pool_under_threads():
     "No two threads ever hold the same memory"
@@ -164,7 +165,7 @@ def test_cuda_path_without_cuda(data, monkeypatch):
     monkeypatch.setattr(PackDL, '_pins', True)
     monkeypatch.setattr(torch.cuda, 'device', lambda d: contextlib.nullcontext())
     monkeypatch.setattr(torch, 'empty', empty)
-    monkeypatch.setattr('hpa_fastai.data.to_device', to)
+    monkeypatch.setattr('hpa_fastai.data.loader.to_device', to)
     same(list(dls.train), expected)
     assert len(pinned) == len(sent) == 4
 

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hpa_fastai.download import ImageFetcher, download_samples, download_list, kaggle_files
-from hpa_fastai.images import find_samples, open_rgby
+from hpa_fastai.images.download import ImageFetcher, download_samples, download_list, kaggle_files
+from hpa_fastai.images.samples import find_samples, open_rgby
 from hpa_fastai.labels import CHANNELS, DataError, read_labels
-from hpa_fastai.merging import merge_folders
+from hpa_fastai.images.merging import merge_folders
 
 ids = [f'{100 + i}_7_A1_1' for i in range(12)]
 quick = dict(per_second=1000, backoff=.01, timeout=.5, progress=False)
@@ -144,7 +144,7 @@ def test_killed_then_run_again_gives_the_same_bytes(tmp_path, size):
 
 def test_a_stop_leaves_whole_files_only(tmp_path, monkeypatch):
     "An error in one thread, such as a full disk, ends the others soon"
-    import hpa_fastai.download as module
+    import hpa_fastai.images.download as module
     real, calls = module._keep_image, []
     def keep(*args):
         calls.append(args)
@@ -164,7 +164,7 @@ def test_lists_that_are_no_lists(tmp_path):
     assert not (tmp_path/'out/train.csv').exists()
 
 def test_the_real_list_has_an_address_for_each_image(shared):
-    from hpa_fastai.download import image_url
+    from hpa_fastai.images.download import image_url
     df = read_labels(shared/'data/labels/hpav18.csv')
     urls = {image_url(i, 'green') for i in df.Id}
     assert len(urls) == len(df) and all(o.startswith('http://v18.proteinatlas.org/images/') and o.count('/') == 5 for o in urls)
@@ -186,7 +186,7 @@ def test_archives_in_the_archive(tmp_path, monkeypatch):
     with zipfile.ZipFile(folder/'comp.zip', 'w') as z:
         z.writestr('train.csv', 'Id,Target\ntr,0\n')
         for part in ('train', 'test'): z.write(tmp_path/f'{part}.zip', f'{part}.zip')
-    from hpa_fastai.download import _unpack
+    from hpa_fastai.images.download import _unpack
     _unpack(folder/'comp.zip', folder)
     assert {str(o.relative_to(folder)) for o in folder.rglob('*.*')} == {'train.csv', os.path.join('train', 'tr_red.png'), os.path.join('test', 'te_red.png')}
 

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from hpa_fastai.combine import fit_ensemble_rule
-from hpa_fastai.crossval import decide_out_of_sample
-from hpa_fastai.ensembles import ENSEMBLES, FITTED_ENSEMBLES, ensemble_held_out, make_ensemble
+from hpa_fastai.runs.combine import fit_ensemble_rule
+from hpa_fastai.decide.rules import cross_decide
+from hpa_fastai.decide.ensembles import ENSEMBLES, FITTED_ENSEMBLES, cross_predict, make_ensemble
 from hpa_fastai.labels import DataError, encode_targets, read_labels
-from hpa_fastai.metrics import macro_f1, mean_average_precision
-from hpa_fastai.rules import MeanRule, Saved
+from hpa_fastai.train.metrics import macro_f1, mean_average_precision
+from hpa_fastai.decide.rules import MeanRule, Serializable
 
 FITTED = [o for o in FITTED_ENSEMBLES if o != 'boosting' or find_spec('lightgbm')]      # LightGBM is an extra
 
@@ -59,7 +59,7 @@ def test_label_without_positives(how):
     targs[:, 0], targs[:, 1] = False, True
     out = make_ensemble(how).fit(probs, targs).predict(probs)
     assert np.isfinite(out).all()
-    assert (Saved.from_dict(make_ensemble(how).fit(probs, targs).to_dict()).predict(probs) == out).all()
+    assert (Serializable.from_dict(make_ensemble(how).fit(probs, targs).to_dict()).predict(probs) == out).all()
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_not_finite(bad):
@@ -79,12 +79,12 @@ def real(shared):
 def test_real_weights_out_of_sample(real):
     "Weights that no scored image had a say in beat the mean, and the mean beats each network"
     probs, targs, folds = real
-    ap = {how: mean_average_precision(ensemble_held_out(how, probs, targs, folds), targs) for how in ('mean', 'weighted')}
+    ap = {how: mean_average_precision(cross_predict(how, probs, targs, folds), targs) for how in ('mean', 'weighted')}
     assert ap['weighted'] > ap['mean'] > max(mean_average_precision(o, targs) for o in probs) + .01
 
 def test_real_weights_and_thresholds_out_of_sample(real):
     "The whole chain, nested, beats the better network"
     probs, targs, folds = real
-    decided = decide_out_of_sample(lambda p, t, f: fit_ensemble_rule('weighted', 'MeanRule', p, t, f), probs.swapaxes(0, 1), targs, folds)
-    alone = decide_out_of_sample(lambda p, t, f: MeanRule().fit(p, t), probs[0], targs, folds)
+    decided = cross_decide(lambda p, t, f: fit_ensemble_rule('weighted', 'MeanRule', p, t, f), probs.swapaxes(0, 1), targs, folds)
+    alone = cross_decide(lambda p, t, f: MeanRule().fit(p, t), probs[0], targs, folds)
     assert macro_f1(decided, targs) > macro_f1(alone, targs)

@@ -7,13 +7,14 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from hpa_fastai.files import write_json
-from hpa_fastai.inference import write_probs
-from hpa_fastai.interpret import RGBYInterpretation, class_intervals, multilabel_confusion, pair_counts
+from hpa_fastai.decide.submission import write_probs
+from hpa_fastai.train.intervals import class_report
+from hpa_fastai.explain.interpret import RGBYInterpretation, multilabel_confusion, pair_counts
 from hpa_fastai.labels import DataError, LABELS
-from hpa_fastai.metrics import macro_f1, mean_average_precision
-from hpa_fastai.report import write_report
-from hpa_fastai.rules import RatioRule
-from hpa_fastai.runs import RunFolder, override_labels, write_decisions
+from hpa_fastai.train.metrics import macro_f1, mean_average_precision
+from hpa_fastai.runs.report import write_report
+from hpa_fastai.decide.rules import RatioRule
+from hpa_fastai.runs.folder import RunFolder, override_labels, write_decisions
 
 decisions = arrays(bool, st.tuples(st.integers(1, 12), st.just(5)))
 
@@ -51,11 +52,11 @@ def test_intervals_cover():
         targs = rng.random((n, 2)) < (.3, .1)
         return 1/(1 + np.exp(-rng.normal(np.where(targs, .5, -1.)))), targs
     probs, targs = draw(200_000)
-    whole = class_intervals(probs, targs, probs > .4, n=2, labels='AB')
+    whole = class_report(probs, targs, preds=probs > .4, intervals=True, n_boot=2, labels='AB')
     inside = []
     for seed in range(100):
         p, t = draw(400)
-        o = class_intervals(p, t, p > .4, n=100, labels='AB', seed=seed)
+        o = class_report(p, t, preds=p > .4, intervals=True, n_boot=100, labels='AB', seed=seed)
         inside.append([(o[f'{k}_low'] <= whole[k]) & (whole[k] <= o[f'{k}_high']) for k in ('f1', 'ap', 'precision', 'recall')])
     assert .82 < np.mean(inside) < .97
 
@@ -106,6 +107,6 @@ def test_labels_of_ones_own():
     "Anything but the 28 labels works too"
     targs = np.eye(3, dtype=bool)[np.arange(60) % 3]
     interp = RGBYInterpretation(range(60), .2 + .6*targs, targs, labels=['x', 'y', 'z'])
-    assert list(interp.table(n=10).label) == ['x', 'y', 'z'] and (interp.table(n=10).f1 == 1).all()
+    assert list(interp.table(n_boot=10).label) == ['x', 'y', 'z'] and (interp.table(n_boot=10).f1 == 1).all()
     assert list(interp.confusion().columns) == ['x', 'y', 'z', 'no label'] and not len(interp.most_confused())
     assert len(LABELS) == 28

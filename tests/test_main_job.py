@@ -126,7 +126,7 @@ def test_bad_input_is_one_clear_line(data, tmp_path, what):
 
 def test_sixteen_bits_are_understood(data, tmp_path):
     "The same images with 16 bits give the same pack"
-    from hpa_fastai.images import find_samples, open_rgby
+    from hpa_fastai.images.samples import find_samples, open_rgby
     sid, source = next(iter(find_samples(data/'test').items()))
     for c, f in source.items(): Image.fromarray(np.asarray(Image.open(f)).astype(np.uint16)*257).save(tmp_path/f.name)
     assert np.array_equal(open_rgby(find_samples(tmp_path)[sid]), open_rgby(source))

@@ -6,8 +6,11 @@ from safetensors.torch import save_file
 import timm
 
 from hpa_fastai.labels import DataError
-from hpa_fastai.losses import LOSSES
-from hpa_fastai.models import HEADS, NETWORKS, STEMS, load_weights, rgby_model, save_weights
+from hpa_fastai.train.losses import LOSSES
+from hpa_fastai.models.heads import HEADS
+from hpa_fastai.models.factory import NETWORKS, rgby_model
+from hpa_fastai.models.stems import STEMS
+from hpa_fastai.models.weights import load_weights, save_weights
 
 torch.set_num_threads(1)
 
@@ -74,9 +77,9 @@ def test_weights_of_another_body(tmp_path):
 FIT = '''
     import os, signal, sys, torch
     from fastai.vision.all import Callback, DataLoader, DataLoaders, set_seed
-    from hpa_fastai.checkpoint import Checkpoint
-    from hpa_fastai.learner import rgby_learner
-    from hpa_fastai.models import save_weights
+    from hpa_fastai.train.checkpoint import Checkpoint
+    from hpa_fastai.train.learner import rgby_learner
+    from hpa_fastai.models.weights import save_weights
     torch.set_num_threads(1)
     folder, kill = sys.argv[1], sys.argv[2] == 'kill'
     class Kill(Callback):

@@ -5,12 +5,13 @@ import pytest
 
 root = Path(__file__).resolve().parent.parent
 notebooks = sorted(p for p in (root/'nbs').glob('**/*.ipynb') if '.ipynb_checkpoints' not in p.parts)
-modules = {p.stem: p for p in (root/'hpa_fastai').glob('*.py') if p.stem not in ('__init__', 'all', '_modidx')}
+def dotted(path): return '.'.join(path.relative_to(root/'hpa_fastai').with_suffix('').parts)
+modules = {dotted(p): p for p in sorted((root/'hpa_fastai').glob('**/*.py')) if p.stem not in ('__init__', 'all', '_modidx')}
 commands = re.findall(r'^\s*(?:console_scripts = )?(hpa-[\w-]+)=', (root/'settings.ini').read_text(), re.M)
 
 def cells(nb): return [(c['cell_type'], ''.join(c['source'])) for c in json.loads(nb.read_text(encoding='utf-8'))['cells']]
 def module_of(nb):
-    found = re.search(r'^#\|\s*default_exp\s+(\w+)', '\n'.join(s for _, s in cells(nb)), re.M)
+    found = re.search(r'^#\|\s*default_exp\s+([\w.]+)', '\n'.join(s for _, s in cells(nb)), re.M)
     return found and found[1]
 
 def run(*args): return subprocess.run([str(a) for a in args], capture_output=True, text=True, cwd=root)
@@ -22,11 +23,12 @@ def copy_of_project(to):
 
 def test_modules_are_what_the_notebooks_export(tmp_path):
     copy = copy_of_project(tmp_path)
-    for name in modules: (copy/f'hpa_fastai/{name}.py').unlink()
+    for path in modules.values(): (copy/path.relative_to(root)).unlink()
     subprocess.run([sys.executable, '-c', 'from nbdev.export import nb_export\nfrom nbdev.doclinks import nbdev_export\nnbdev_export()'], cwd=copy, check=True, capture_output=True)
-    exported = {p.name for p in (copy/'hpa_fastai').glob('*.py')}
-    assert exported == {p.name for p in (root/'hpa_fastai').glob('*.py')}, 'a module without a notebook, or a notebook whose module is not committed'
-    differ = [n for n in sorted(exported) if (copy/'hpa_fastai'/n).read_text() != (root/'hpa_fastai'/n).read_text()]
+    def files(at): return {str(p.relative_to(at)): p.read_text(encoding='utf-8') for p in (at/'hpa_fastai').glob('**/*.py')}
+    exported, committed = files(copy), files(root)
+    assert set(exported) == set(committed), 'a module without a notebook, or a notebook whose module is not committed'
+    differ = [n for n in sorted(exported) if exported[n] != committed[n]]
     assert not differ, f'edit the notebook, then run nbdev-export: {differ}'
 
 def test_notebooks_are_clean(tmp_path):
@@ -54,33 +56,60 @@ def test_notebook(nb):
     run_cells = [c for c in json.loads(nb.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
     assert not any(o['output_type'] == 'error' for c in run_cells for o in c['outputs'])
 
+# Each part may import from the parts named before it. The simulator is an appendix in the book, but stands on the ground.
+floors = ['ground', 'images', 'simulate', 'data', 'models', 'train', 'decide', 'explain', 'runs', 'cli']
+
+def part(module):
+    if module == 'cli': return 'cli'
+    return module.rpartition('.')[0] or 'ground'
+
+def imports(name, path):
+    "The modules of this package that a module imports, wherever in it"
+    package = ['hpa_fastai', *name.split('.')[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import): found = [o.name for o in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level: found = ['.'.join([*package[:len(package) - node.level + 1], *filter(None, [node.module])])]
+        elif isinstance(node, ast.ImportFrom): found = [node.module]
+        else: continue
+        yield from (o.removeprefix('hpa_fastai.') for o in found if o.startswith('hpa_fastai.'))
+
+def test_numbers_are_the_order_of_the_book():
+    "Notebooks carry the dotted name of their module; no two share a number"
+    chapters = [nb for nb in notebooks if nb.parent == root/'nbs' and module_of(nb)]
+    assert all(nb.stem == f'{nb.stem[:2]}_{module_of(nb)}' for nb in chapters)
+    assert len({nb.stem[:2] for nb in chapters}) == len(chapters)
+    assert {module_of(nb) for nb in chapters} == set(modules)
+
 def test_imports_go_downstairs():
-    "A module imports only modules whose notebook has a lower number"
+    "A module imports only from parts below its own and, within its part, from chapters before it"
     order = {module_of(nb): i for i, nb in enumerate(notebooks) if nb.parent == root/'nbs' and module_of(nb)}
     for name, path in modules.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-            if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module: assert order[node.module] < order[name], f'{name} imports {node.module}'
-            assert not (isinstance(node, ast.ImportFrom) and (node.module or '').startswith('hpa_fastai.all')), name
+        for o in imports(name, path):
+            assert o != 'all', f'{name} imports all'
+            down, up = floors.index(part(o)), floors.index(part(name))
+            assert down < up or (down == up and order[o] < order[name]), f'{name} imports {o}'
 
 def test_star_import():
-    "Every public name of every module, once, and nothing else"
+    "A hundred names or so, by part; none hides a builtin, a module of ours or a name of fastai's"
     namespace = {}
     exec('from hpa_fastai import *', namespace)
     names = {n for n in namespace if n != '__builtins__'}
-    expected = {}
-    for name, path in modules.items():
-        if name in ('cli', 'app'): continue
-        public = next(ast.literal_eval(n.value) for n in ast.parse(path.read_text(encoding='utf-8')).body
-                      if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__')
-        for o in public: expected.setdefault(o, []).append(name)
-    twice = {o: m for o, m in expected.items() if len(m) > 1}
-    assert not twice, f'exported by two modules: {twice}'
-    assert names == set(expected)
-    assert not names & set(modules), 'a name that is also a module'
+    public = set()
+    for path in modules.values():
+        public |= set(next(ast.literal_eval(n.value) for n in ast.parse(path.read_text(encoding='utf-8')).body
+                           if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__'))
+    assert names <= public, f'not public in their modules: {sorted(names - public)}'
+    assert 80 <= len(names) <= 125
+    assert not names & {o.rpartition('.')[2] for o in modules}, 'a name that is also a module'
     assert not names & set(dir(builtins)), 'a name that hides a builtin'
     import fastai.vision.all as fastai
     hidden = {o for o in names if hasattr(fastai, o) and getattr(fastai, o) is not namespace[o]}
     assert not hidden, f'names that hide fastai\'s: {hidden}'
+
+def test_no_function_is_named_like_its_module():
+    for name, path in modules.items():
+        defined = {n.name for n in ast.parse(path.read_text(encoding='utf-8')).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+        assert name.rpartition('.')[2] not in defined, name
 
 heavy = {'torch', 'fastai', 'timm', 'pandas', 'numpy', 'matplotlib', 'cv2', 'sklearn', 'skimage'}
 

@@ -4,15 +4,15 @@ from dataclasses import asdict
 
 import numpy as np, pandas as pd, pytest, torch
 
-from hpa_fastai.compare import compare_runs
-from hpa_fastai.crossval import VALIDATION, cross_validate
+from hpa_fastai.runs.compare import compare_runs
+from hpa_fastai.runs.crossval import VALIDATION, cross_validate
 from hpa_fastai.labels import LABELS
-from hpa_fastai.losses import LOSSES
-from hpa_fastai.models import NETWORKS, rgby_model
-from hpa_fastai.recipes import RECIPES, load_recipe, recipe_table
-from hpa_fastai.runs import RunFolder
-from hpa_fastai.simulate import simulate_dataset
-from hpa_fastai.training import check_recipe
+from hpa_fastai.train.losses import LOSSES
+from hpa_fastai.models.factory import NETWORKS, rgby_model
+from hpa_fastai.runs.recipes import RECIPES, load_recipe, recipe_table
+from hpa_fastai.runs.folder import RunFolder
+from hpa_fastai.simulate.dataset import simulate_dataset
+from hpa_fastai.runs.fold import check_recipe
 
 torch.set_num_threads(1)
 
@@ -70,5 +70,5 @@ def test_runs_can_be_compared(runs):
     "Those of the first test; all judged on the same images"
     done = sorted(o for o in runs.iterdir() if (o/'oof.csv').exists())
     if len(done) < 2: pytest.skip('the runs of the first test are not here')
-    df = compare_runs(done, draws=200)
+    df = compare_runs(done, n_boot=200)
     assert len(df) == len(done) and (df.low <= df.macro_f1).all() and (df.difference <= 0).all()

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from hpa_fastai.cells import CELL_LINES, draw_frame
+from hpa_fastai.simulate.cells import CELL_LINES, draw_frame
 from hpa_fastai.labels import CHANNELS, LABELS, DataError, encode_targets, read_labels
-from hpa_fastai.patterns import PATTERNS, pattern, pattern_names
-from hpa_fastai.simulate import draw_label_sets, simulate_dataset, simulate_field
-from hpa_fastai.stains import draw_stains
+from hpa_fastai.simulate.patterns import PATTERNS, pattern, pattern_names
+from hpa_fastai.simulate.dataset import draw_label_sets, simulate_dataset, simulate_field
+from hpa_fastai.simulate.stains import draw_stains
 
 label_sets = st.lists(st.integers(0, 27), min_size=1, max_size=4, unique=True)
 
@@ -54,7 +54,7 @@ def test_threads_do_not_matter():
 def _digest(folder): return {str(o.relative_to(folder)): hashlib.sha1(o.read_bytes()).hexdigest() for o in sorted(folder.rglob('*')) if o.is_file()}
 
 def test_dataset_is_the_same_with_any_number_of_workers(tmp_path):
-    kw = dict(n=20, n_test=6, size=64, seed=7, progress=False, twins=.2, label_noise=.2, missing=.2, masks=True)
+    kw = dict(n=20, n_test=6, size=64, seed=7, progress=False, near_duplicates=.2, label_noise=.2, missing=.2, masks=True)
     digests = [_digest(simulate_dataset(tmp_path/str(w), workers=w, **kw)) for w in (0, 1, 2, 3)]
     assert len(digests[0]) == 26*6 + 5 and all(o == digests[0] for o in digests)
     simulate_dataset(tmp_path/'0', workers=0, **kw) # over an old one
@@ -64,7 +64,7 @@ def test_no_deadlock_after_opencv_threads(tmp_path):
     "A process forked while OpenCV holds threads must not wait for them"
     code = f'''
 import cv2, numpy as np
-from hpa_fastai.simulate import simulate_dataset
+from hpa_fastai.simulate.dataset import simulate_dataset
 if __name__ == '__main__':
     a = np.random.randint(0, 255, (1500, 1500, 3), np.uint8)
     for _ in range(5): cv2.resize(a, (300, 300), interpolation=cv2.INTER_AREA); cv2.GaussianBlur(a, (0, 0), 3)

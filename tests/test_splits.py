@@ -1,9 +1,9 @@
 "Splits and duplicates on lists of every shape."
 import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
-from hpa_fastai.duplicates import duplicate_groups, near_pairs
+from hpa_fastai.images.duplicates import duplicate_groups, near_pairs
 from hpa_fastai.labels import DataError, decode_targets, encode_targets, read_labels
-from hpa_fastai.splits import fold_counts, join_groups, stratified_folds, stratified_holdout
+from hpa_fastai.images.splits import fold_counts, join_groups, stratified_folds, stratified_holdout
 
 @st.composite
 def label_lists(draw):
