@@ -1,4 +1,10 @@
-"fastai for four-channel (RGBY) fluorescence images: where in the cell a protein sits."
+"""Modules:
+
+- `hpa_fastai.cli`: Everything from a terminal: from a folder of images to a submission, and what belongs to it
+- `hpa_fastai.images.merging`: Add other labelled images to the competition's, without taking any image twice
+- `hpa_fastai.runs.combine`: Combine finished runs into one, and estimate its score on images that no part of it has seen
+- `hpa_fastai.runs.compare`: Which run is better, and is the difference more than luck?"""
+
 __version__ = "0.0.1"
 
 def __getattr__(name):

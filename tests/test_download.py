@@ -197,7 +197,7 @@ def test_merging_the_same_folder_twice_adds_nothing(tmp_path):
         for k in range(n): np.save(tmp_path/name/'train'/f'{name}{k}.npy', np.kron(rng.integers(0, 200, (8, 8, 4)), np.ones((8, 8, 1))).astype(np.uint8))
         pd.DataFrame(dict(Id=[f'{name}{k}' for k in range(n)], Target='0', CellLine='HeLa')).to_csv(tmp_path/name/'train.csv', index=False)
     merged = merge_folders([tmp_path/'a', tmp_path/'b', tmp_path/'a'], tmp_path/'out', progress=False)
-    assert merged.counts[['rows', 'same_id', 'twins', 'kept']].values.tolist() == [[8, 0, 0, 8], [5, 0, 0, 5], [8, 8, 0, 0]]
+    assert merged.counts[['rows', 'same_id', 'near_duplicates', 'kept']].values.tolist() == [[8, 0, 0, 8], [5, 0, 0, 5], [8, 8, 0, 0]]
     before = digest(tmp_path/'out/train')
     merge_folders([tmp_path/'a', tmp_path/'b'], tmp_path/'out', progress=False)
     assert digest(tmp_path/'out/train') == before
