@@ -1,4 +1,8 @@
-"fastai for four-channel (RGBY) fluorescence images: where in the cell a protein sits."
+"""Modules:
+
+- `hpa_fastai.images.pack`: Thirty thousand samples in one file, from which a batch is read at the speed of memory
+- `hpa_fastai.images.storage`: Samples in one file: stored in tiles or compressed, mapped into memory, and gathered into batches"""
+
 __version__ = "0.0.1"
 
 def __getattr__(name):
