@@ -2,6 +2,7 @@
 
 - `hpa_fastai.images.pack`: Thirty thousand samples in one file, from which a batch is read at the speed of memory
 - `hpa_fastai.images.samples`: One sample, four stains, whatever files it comes in; and how to look at it
+- `hpa_fastai.images.splits`: Folds in which every label has its share, and nothing leaks
 - `hpa_fastai.images.storage`: Samples in one file: stored in tiles or compressed, mapped into memory, and gathered into batches"""
 
 __version__ = "0.0.1"
