@@ -732,6 +732,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'hpa_fastai.labels': { 'hpa_fastai.labels.DataError': ('labels.html#dataerror', 'hpa_fastai/labels.py'),
                                    'hpa_fastai.labels._is_utf8': ('labels.html#_is_utf8', 'hpa_fastai/labels.py'),
                                    'hpa_fastai.labels._label_number': ('labels.html#_label_number', 'hpa_fastai/labels.py'),
+                                   'hpa_fastai.labels._read_text_columns': ('labels.html#_read_text_columns', 'hpa_fastai/labels.py'),
                                    'hpa_fastai.labels.cooccurrence': ('labels.html#cooccurrence', 'hpa_fastai/labels.py'),
                                    'hpa_fastai.labels.decode_targets': ('labels.html#decode_targets', 'hpa_fastai/labels.py'),
                                    'hpa_fastai.labels.encode_targets': ('labels.html#encode_targets', 'hpa_fastai/labels.py'),
@@ -1417,7 +1418,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'hpa_fastai/train/schedules.py'),
                                             'hpa_fastai.train.schedules._rates': ( 'train.schedules.html#_rates',
                                                                                    'hpa_fastai/train/schedules.py')},
-            'hpa_fastai.workers': { 'hpa_fastai.workers._all': ('workers.html#_all', 'hpa_fastai/workers.py'),
+            'hpa_fastai.workers': { 'hpa_fastai.workers._map_chunk': ('workers.html#_map_chunk', 'hpa_fastai/workers.py'),
                                     'hpa_fastai.workers._start_worker': ('workers.html#_start_worker', 'hpa_fastai/workers.py'),
                                     'hpa_fastai.workers.map_threads': ('workers.html#map_threads', 'hpa_fastai/workers.py'),
                                     'hpa_fastai.workers.ordered_map': ('workers.html#ordered_map', 'hpa_fastai/workers.py')}}}
