@@ -51,9 +51,9 @@ class Pack(SampleFile):
         "Row number of each Id"
         return pd.Index(self.ids)
 
-# %% ../../nbs/12_images.pack.ipynb #d3179b1c
+# %% ../../nbs/12_images.pack.ipynb #16275424
 PACK_VERSION = 2
-_again = 'delete the pack and build it again'
+_rebuild = 'delete the pack and build it again'
 
 def _part(path):
     "The folder in which a pack is built"
@@ -68,7 +68,7 @@ def _check_finished(path):
     if not path.is_dir(): raise DataError(f'{path}: no such pack; {make}')
     if not (path/'manifest.json').exists(): raise DataError(f'{path}: not a pack, it lacks manifest.json; {make}')
 
-# %% ../../nbs/12_images.pack.ipynb #b0a2b673
+# %% ../../nbs/12_images.pack.ipynb #751d3c76
 def _json_crc(obj):
     "Checksum of anything that JSON can hold"
     return zlib.crc32(json.dumps(obj, sort_keys=True).encode())
@@ -78,23 +78,23 @@ def _read_manifest(path):
     m = read_json(path/'manifest.json')
     if m.get('version') != PACK_VERSION:
         raise DataError(f'{path}: a pack of version {m.get("version")}, while this hpa_fastai reads version '
-                        f'{PACK_VERSION}; {_again}, or install the hpa_fastai that wrote it')
+                        f'{PACK_VERSION}; {_rebuild}, or install the hpa_fastai that wrote it')
     if m.pop('crc32', None) != _json_crc(m):
-        raise DataError(f'{path/"manifest.json"}: damaged or edited by hand (wrong checksum); {_again}')
+        raise DataError(f'{path/"manifest.json"}: damaged or edited by hand (wrong checksum); {_rebuild}')
     return m
 
-# %% ../../nbs/12_images.pack.ipynb #0303394f
+# %% ../../nbs/12_images.pack.ipynb #dc2763bc
 def _check_lengths(path, files):
     "Refuse a pack that has a file of another length than its manifest says"
     for name, size in files.items():
         found = (path/name).stat().st_size if (path/name).exists() else 0
         if found != size:
-            raise DataError(f'{path/name}: has {found} bytes instead of {size}; copy it again, or {_again}')
+            raise DataError(f'{path/name}: has {found} bytes instead of {size}; copy it again, or {_rebuild}')
 
 def _read_rows(path, crc32):
     "The rows of a pack, if they are intact"
     file = path/'rows.npy'
-    if zlib.crc32(file.read_bytes()) != crc32: raise DataError(f'{file}: damaged (wrong checksum); {_again}')
+    if zlib.crc32(file.read_bytes()) != crc32: raise DataError(f'{file}: damaged (wrong checksum); {_rebuild}')
     return np.load(file, allow_pickle=False)
 
 # %% ../../nbs/12_images.pack.ipynb #4279e575
@@ -110,7 +110,7 @@ def open_pack(
     if not pack.compress:
         header = npy_header(len(pack), pack.size)
         with open(pack.pixels, 'rb') as f: found = f.read(len(header))
-        if found != header: raise DataError(f'{pack.pixels}: damaged (wrong header); {_again}')
+        if found != header: raise DataError(f'{pack.pixels}: damaged (wrong header); {_rebuild}')
     return pack
 
 # %% ../../nbs/12_images.pack.ipynb #648347c0
