@@ -730,6 +730,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'hpa_fastai.images.storage.tile_grid': ( 'images.storage.html#tile_grid',
                                                                                     'hpa_fastai/images/storage.py')},
             'hpa_fastai.labels': { 'hpa_fastai.labels.DataError': ('labels.html#dataerror', 'hpa_fastai/labels.py'),
+                                   'hpa_fastai.labels._check_ids': ('labels.html#_check_ids', 'hpa_fastai/labels.py'),
                                    'hpa_fastai.labels._is_utf8': ('labels.html#_is_utf8', 'hpa_fastai/labels.py'),
                                    'hpa_fastai.labels._label_number': ('labels.html#_label_number', 'hpa_fastai/labels.py'),
                                    'hpa_fastai.labels._read_text_columns': ('labels.html#_read_text_columns', 'hpa_fastai/labels.py'),

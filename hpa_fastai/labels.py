@@ -102,26 +102,32 @@ def _read_text_columns(path, columns):
         raise DataError(f'{path}: not a readable CSV ({str(e).strip()}); '
                         f'write one with the header {",".join(columns)}') from None
 
+# %% ../nbs/00_labels.ipynb #7e08d22b
+def _check_ids(path, ids):
+    "Refuse a list in which an Id is missing or repeated"
+    empty = np.flatnonzero(ids.str.strip() == '')
+    if len(empty): raise DataError(f'{path}: line {empty[0]+2} has no {ids.name}; give one or delete the line')
+    repeated = np.flatnonzero(ids.duplicated())
+    if len(repeated):
+        again = repeated[0]
+        first = np.flatnonzero(ids == ids[again])[0]
+        raise DataError(f'{path}: line {again+2} repeats the {ids.name} {ids[again]} of line {first+2}; '
+                        'keep one of them')
+
 # %% ../nbs/00_labels.ipynb #15779f34
 def read_csv_checked(
     path, # The CSV file
     columns # Names of the columns that must be there; the first one names each row once
 ) -> pd.DataFrame: # All columns, as text; an empty field is `''`
     "Read a list in which each row has an Id of its own; raises `DataError`"
-    path, key = Path(path), columns[0]
+    path = Path(path)
     df = _read_text_columns(path, columns)
     missing = [c for c in columns if c not in df]
     if missing:
         raise DataError(f'{path}: line 1 lacks the column {", ".join(missing)} (it has {", ".join(df.columns)}); '
                         f'name the columns {",".join(columns)}')
     if not len(df): raise DataError(f'{path}: a header but no rows')
-    empty = np.flatnonzero(df[key].str.strip() == '')
-    if len(empty): raise DataError(f'{path}: line {empty[0]+2} has no {key}; give one or delete the line')
-    repeated = np.flatnonzero(df[key].duplicated())
-    if len(repeated):
-        again, first = repeated[0], df.index[df[key] == df[key][repeated[0]]][0]
-        raise DataError(f'{path}: line {again+2} repeats the {key} {df[key][again]} of line {first+2}; '
-                        'keep one of them')
+    _check_ids(path, df[columns[0]])
     return df
 
 # %% ../nbs/00_labels.ipynb #f2633216
