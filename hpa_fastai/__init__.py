@@ -1,9 +1,12 @@
 """Modules:
 
-- `hpa_fastai.cli`: Everything from a terminal: from a folder of images to a submission, and what belongs to it
-- `hpa_fastai.images.merging`: Add other labelled images to the competition's, without taking any image twice
-- `hpa_fastai.runs.combine`: Combine finished runs into one, and estimate its score on images that no part of it has seen
-- `hpa_fastai.runs.compare`: Which run is better, and is the difference more than luck?"""
+- `hpa_fastai.files`: Atomic file writes: a file is either complete or absent
+- `hpa_fastai.images.pack`: Thirty thousand samples in one file, from which a batch is read at the speed of memory
+- `hpa_fastai.images.samples`: One sample, four stains, whatever files it comes in; and how to look at it
+- `hpa_fastai.images.splits`: Folds in which every label has its share, and nothing leaks
+- `hpa_fastai.images.storage`: Samples in one file: stored in tiles or compressed, mapped into memory, and gathered into batches
+- `hpa_fastai.labels`: The 28 places in the cell, the competition's two lists, and the way from label sets to a matrix and back
+- `hpa_fastai.workers`: Work in several processes or threads, with results in order"""
 
 __version__ = "0.0.1"
 

@@ -7,8 +7,10 @@ from hpa_fastai.labels import DataError
 from hpa_fastai.images.pack import build_pack, open_pack
 
 size, n = 64, 240
-ctx = multiprocessing.get_context('forkserver' if 'forkserver' in multiprocessing.get_all_start_methods() else 'spawn')
-if ctx.get_start_method() == 'forkserver': ctx.set_forkserver_preload(['pytest', 'hpa_fastai.images.pack'])      # fastai is imported once for all processes
+has_forkserver = 'forkserver' in multiprocessing.get_all_start_methods()
+ctx = multiprocessing.get_context('forkserver' if has_forkserver else 'spawn')
+if has_forkserver:     # fastai is imported once for all processes
+    ctx.set_forkserver_preload(['pytest', 'hpa_fastai.images.pack'])
 
 def field(i):
     "A sample from its number, slowly, as if it had been decoded"
@@ -19,6 +21,10 @@ def field(i):
 def sources(n=n): return {f'f{i:04d}': str(i) for i in range(n)}
 def digest(folder): return {o.name: hashlib.sha256(o.read_bytes()).hexdigest() for o in sorted(folder.iterdir())}
 
+def build(path, codec, n=n, reader=field, workers=0):
+    compress = codec == 'zstd'
+    return build_pack(sources(n), path, size, compress, workers=workers, reader=reader, progress=False)
+
 def in_another_process(send, path, codec, workers, limit):
     "Build a pack, and send the error or None"
     if hasattr(os, 'setsid'): os.setsid()
@@ -26,7 +32,7 @@ def in_another_process(send, path, codec, workers, limit):
         import resource
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    try: build_pack(sources(), path, size, compress=codec == 'zstd', workers=workers, reader=field, progress=False)
+    try: build(path, codec, workers=workers)
     except DataError as e: send.send(str(e))
     else: send.send(None)
 
@@ -40,7 +46,7 @@ def start(path, codec='raw', workers=2, limit=None):
 @pytest.fixture(scope='module', params=['raw', 'zstd'])
 def whole(request, tmp_path_factory):
     "A pack built without a disturbance, by no other process"
-    return request.param, build_pack(sources(), tmp_path_factory.mktemp('whole')/'pack', size, compress=request.param == 'zstd', workers=0, reader=field, progress=False)
+    return request.param, build(tmp_path_factory.mktemp('whole')/'pack', request.param)
 
 def rows_done(part):
     try: return int((np.load(part/'rows.npy')['nbytes'] > 0).sum())
@@ -58,7 +64,7 @@ def test_killed_then_run_again_gives_the_same_bytes(whole, tmp_path, progress):
     assert not (tmp_path/'pack').exists()
     with pytest.raises(DataError, match='not finished|no such pack'): open_pack(tmp_path/'pack')
     kept = rows_done(part)
-    pack = build_pack(sources(), tmp_path/'pack', size, compress=codec == 'zstd', workers=0, reader=field, progress=False)
+    pack = build(tmp_path/'pack', codec)
     assert kept >= progress*n*.9
     assert digest(pack.path) == digest(expected.path)
     with pytest.raises(ProcessLookupError):        # the workers of the killed run have ended too
@@ -77,7 +83,7 @@ def test_a_power_cut_may_lose_any_page(whole, tmp_path):
     for f in (pixels, part/'rows.npy'):
         with open(f, 'r+b') as o:
             for at in rng.integers(1024, f.stat().st_size - 512, 12): o.seek(at); o.write(bytes(512))
-    pack = build_pack(sources(), tmp_path/'pack', size, compress=codec == 'zstd', workers=0, reader=field, progress=False)
+    pack = build(tmp_path/'pack', codec)
     pack.verify(progress=False)
     if codec == 'raw': assert digest(pack.path) == digest(expected.path)
     assert (pack.gather(slice(None)) == expected.gather(slice(None))).all()
@@ -120,12 +126,13 @@ def test_no_space_left_keeps_what_is_done(tmp_path):
     p.join()
     kept = rows_done(tmp_path/'pack.part')
     assert 0 < kept < n
-    assert len(build_pack(sources(), tmp_path/'pack', size, compress=True, workers=0, reader=field, progress=False)) == n
+    assert len(build(tmp_path/'pack', 'zstd')) == n
 
 def test_a_full_disk_is_seen_before_the_work_begins(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, 'disk_usage', lambda p: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(DataError, match='needs 0.0 GB and 0.0 GB are free; choose another disk, a smaller size, or compress=True'):
-        build_pack(sources(), tmp_path/'pack', size, reader=field, progress=False)
+    message = 'needs 0.0 GB and 0.0 GB are free; choose another disk, a smaller size, or compress=True'
+    with pytest.raises(DataError, match=message):
+        build(tmp_path/'pack', 'raw', workers=None)
     assert not (tmp_path/'pack.part').exists()
 
 def broken(i):
@@ -137,27 +144,34 @@ def three_channels(i): return field(i)[..., :3]
 @pytest.mark.parametrize('workers', [0, 2])
 def test_broken_samples_are_counted_and_the_others_kept(tmp_path, workers):
     with pytest.raises(DataError, match=r'3 of 240 samples could not be packed; the first: 7.png: not a whole image'):
-        build_pack(sources(), tmp_path/'pack', size, reader=broken, workers=workers, progress=False)
+        build(tmp_path/'pack', 'raw', reader=broken, workers=workers)
     assert rows_done(tmp_path/'pack.part') == n - 3
 
-def test_an_opener_that_gives_something_else_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r'the reader must give \(height, width, 4\) uint8'): build_pack(sources(3), tmp_path/'pack', size, reader=three_channels, workers=0, progress=False)
+def test_a_reader_that_gives_something_else_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r'the reader must give \(height, width, 4\) uint8'):
+        build(tmp_path/'pack', 'raw', n=3, reader=three_channels)
 
-def suicidal(i): os.kill(os.getpid(), signal.SIGKILL)
+def kills_its_process(i): os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.skipif(os.name == 'nt', reason='no kill -9')
 def test_a_killed_worker_is_told_in_one_line(tmp_path):
-    with pytest.raises(DataError, match='a worker process was killed.*fewer workers'): build_pack(sources(), tmp_path/'pack', size, reader=suicidal, workers=2, progress=False)
+    with pytest.raises(DataError, match='a worker process was killed.*fewer workers'):
+        build(tmp_path/'pack', 'raw', reader=kills_its_process, workers=2)
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 def test_memory_does_not_grow_with_the_samples(tmp_path):
-    "Packing 2,000 samples after 200 needs no more memory; in a process of its own, whose memory holds nothing else yet"
+    "Packing 2,000 samples after 200 needs no more memory; in a process that holds nothing else yet"
     code = f"""import numpy as np; from hpa_fastai.images.pack import build_pack
 img = np.random.default_rng(0).integers(0, 256, ({size}, {size}, 4), np.uint8)
 for n in (200, 2000):
-    build_pack({{f'f{{i}}': i for i in range(n)}}, {str(tmp_path)!r} + f'/{{n}}', {size}, reader=lambda i: img.copy(), workers=0, progress=False).close()
-    print(next(o for o in open('/proc/self/status') if o.startswith('VmHWM')).split()[1])      # not ru_maxrss, which begins with the parent's"""
-    few, many = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True).stdout.split()
+    samples = {{f'f{{i}}': i for i in range(n)}}
+    path = {str(tmp_path)!r} + f'/{{n}}'
+    pack = build_pack(samples, path, {size}, reader=lambda i: img.copy(), workers=0, progress=False)
+    pack.close()
+    # not ru_maxrss, which begins with the parent's
+    print(next(o for o in open('/proc/self/status') if o.startswith('VmHWM')).split()[1])"""
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True)
+    few, many = done.stdout.split()
     assert (int(many) - int(few))/1024 < 10, 'MiB; the pixels of the larger pack are 31 MiB'
 
 def test_the_order_of_samples_is_kept_and_ids_are_free_text(tmp_path):
@@ -167,7 +181,7 @@ def test_the_order_of_samples_is_kept_and_ids_are_free_text(tmp_path):
     assert (pack[2] == field(2)).all()
 
 def test_killed_after_the_renaming(tmp_path):
-    pack = build_pack(sources(5), tmp_path/'pack', size, reader=field, workers=0, progress=False)
+    pack = build(tmp_path/'pack', 'raw', n=5)
     before = digest(pack.path)
     (pack.path/'plan.json').write_text('{}')       # its removal is the last step
-    assert digest(build_pack(sources(5), tmp_path/'pack', size, reader=field, workers=0, progress=False).path) == before
+    assert digest(build(tmp_path/'pack', 'raw', n=5).path) == before
