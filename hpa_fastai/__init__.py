@@ -1,4 +1,11 @@
-"fastai for four-channel (RGBY) fluorescence images: where in the cell a protein sits."
+"""Modules:
+
+- `hpa_fastai.models.factory`: Any timm network, for images of four channels with several labels
+- `hpa_fastai.models.gapnet`: Three small networks that you can read from top to bottom
+- `hpa_fastai.models.heads`: From a feature map to one logit per label
+- `hpa_fastai.models.stems`: How a network that was trained on photographs gets a fourth input channel
+- `hpa_fastai.models.weights`: Save and load a network's weights without running code from a file"""
+
 __version__ = "0.0.1"
 
 def __getattr__(name):
