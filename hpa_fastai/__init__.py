@@ -1,8 +1,10 @@
 """Modules:
 
+- `hpa_fastai.models.arcface`: Learn which images belong together, and let a very similar training image pass on its labels
 - `hpa_fastai.models.factory`: Any timm network, for images of four channels with several labels
 - `hpa_fastai.models.gapnet`: Three small networks that you can read from top to bottom
 - `hpa_fastai.models.heads`: From a feature map to one logit per label
+- `hpa_fastai.models.masks`: Find nuclei and cells, and train a network on masks and labels together
 - `hpa_fastai.models.stems`: How a network that was trained on photographs gets a fourth input channel
 - `hpa_fastai.models.weights`: Save and load a network's weights without running code from a file"""
 

@@ -56,13 +56,15 @@ def _hub_model(name, make):
                         f'Download model.safetensors from {where} elsewhere and give weights=PATH, '
                         'or train from scratch with weights="none"') from e
 
-# %% ../../nbs/35_models.factory.ipynb #7736dc16
+# %% ../../nbs/35_models.factory.ipynb #9098dcc9
 def _fingerprint(t): return t.numel(), t.min().item(), t.max().item()
 
 def _not_loaded(model, weights):
     "Names of the parameters of `model` that come from none of the tensors `weights`"
     held = {_fingerprint(t) for t in weights.values() if t.numel()}
-    return [k for k, p in model.named_parameters() if p.min() != p.max() and _fingerprint(p) not in held]
+    resized = {k for k, p in model.named_parameters() if k in weights and weights[k].shape != p.shape}
+    return [k for k, p in model.named_parameters()
+            if p.min() != p.max() and _fingerprint(p) not in held and k not in resized]
 
 # %% ../../nbs/35_models.factory.ipynb #b3eb5f61
 def _file_model(name, make, path, weights):
