@@ -1,5 +1,6 @@
 """Modules:
 
+- `hpa_fastai.images.download`: Get the images of the Human Protein Atlas and of the competition, and go on after any interruption
 - `hpa_fastai.models.arcface`: Learn which images belong together, and let a very similar training image pass on its labels
 - `hpa_fastai.models.factory`: Any timm network, for images of four channels with several labels
 - `hpa_fastai.models.gapnet`: Three small networks that you can read from top to bottom
