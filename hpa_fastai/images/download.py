@@ -201,7 +201,7 @@ def _fetch_all(todo, fetcher, size, workers, progress):
         fetcher.stop.set()
         pool.shutdown(cancel_futures=True)
 
-# %% ../../nbs/14_images.download.ipynb #b7f2c045
+# %% ../../nbs/14_images.download.ipynb #8eb77ece
 def download_samples(
     ids, # Ids such as `10580_1610_C1_1`
     folder, # Folder for the images
@@ -212,7 +212,8 @@ def download_samples(
     **kwargs # Passed to `ImageFetcher`: `per_second`, `retries`, `timeout`, …
 ) -> Download: # What is there now, and what is missing
     "Get the four stains of each sample; goes on where an earlier run stopped"
-    folder, suffix = Path(folder), '.png' if size else '.jpg'
+    folder = Path(folder)
+    suffix = '.png' if size else '.jpg'
     files = {i: [(c, image_url(i, c, base), folder/f'{i}_{c}{suffix}') for c in CHANNELS] for i in ids}
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder.with_name(f'.{folder.name}.lock')

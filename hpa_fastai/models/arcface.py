@@ -60,7 +60,7 @@ def arcface_model(
         CosineLayer(n_embed, n_groups))
     return model
 
-# %% ../../nbs/36_models.arcface.ipynb #175581c1
+# %% ../../nbs/36_models.arcface.ipynb #65af5c6d
 class ArcFaceLoss(nn.Module):
     "Additive angular margin loss (Deng et al. 2019) on cosines and group numbers"
     def __init__(self,
@@ -82,7 +82,6 @@ class ArcFaceLoss(nn.Module):
     def _with_margin(self, own):
         "The cosine after the margin is added to the angle"
         angle = own.clamp(-1 + 1e-6, 1 - 1e-6).acos() + self.margin
-        # Beyond π the cosine rises again, which would reward the worst angles: go on falling in a straight line
         return torch.where(angle < np.pi, angle.cos(), own - self.margin*np.sin(self.margin))
 
     def activation(self, cos):

@@ -26,11 +26,12 @@ def _init(model, act):
             nn.init.zeros_(m.bias)
     return model
 
-# %% ../../nbs/33_models.gapnet.ipynb #f4d8c316
+# %% ../../nbs/33_models.gapnet.ipynb #16687a06
 def _conv(ni, nf, act, stride=1):
     "A 3 × 3 convolution and its activation"
     return nn.Sequential(nn.Conv2d(ni, nf, 3, stride, padding=1), _ACTIVATIONS[act]())
 
+# %% ../../nbs/33_models.gapnet.ipynb #f26dff4f
 class GapNetBody(nn.Module):
     "GapNet-PL without its dense layers: images `(b, n_in, h, w)` to features `(b, 224)`"
     num_features = 32 + 64 + 128
