@@ -56,8 +56,10 @@ def _hub_model(name, make):
                         f'Download model.safetensors from {where} elsewhere and give weights=PATH, '
                         'or train from scratch with weights="none"') from e
 
-# %% ../../nbs/35_models.factory.ipynb #9098dcc9
-def _fingerprint(t): return t.numel(), t.min().item(), t.max().item()
+# %% ../../nbs/35_models.factory.ipynb #2c9d21fe
+def _fingerprint(t):
+    "Number of elements, minimum and maximum of a tensor"
+    return t.numel(), t.min().item(), t.max().item()
 
 def _not_loaded(model, weights):
     "Names of the parameters of `model` that come from none of the tensors `weights`"
@@ -86,7 +88,12 @@ def _add_channel(net, stem):
         conv.weight = nn.Parameter(STEMS[stem](conv.weight.detach()))
         conv.in_channels = len(CHANNELS)
 
-# %% ../../nbs/35_models.factory.ipynb #8e84ac84
+# %% ../../nbs/35_models.factory.ipynb #faaa9765
+def _is_whole(state):
+    "Are these the weights of body and head, as `save_weights` writes them?"
+    return any(k.startswith('0.') for k in state)
+
+# %% ../../nbs/35_models.factory.ipynb #6c975096
 def _timm_network(body, stem, stains, weights, state, **kwargs):
     "timm's network without pooling and classifier; `state` holds the tensors where `weights` is a file"
     make = partial(timm.create_model, body, num_classes=0, global_pool='', **kwargs)
@@ -94,10 +101,6 @@ def _timm_network(body, stem, stains, weights, state, **kwargs):
     net = _hub_model(body, make) if weights == 'imagenet' else _file_model(body, make, weights, state)
     if not stains: _add_channel(net, stem)
     return net
-
-def _is_whole(state):
-    "Are these the weights of body and head, as `save_weights` writes them?"
-    return any(k.startswith('0.') for k in state)
 
 # %% ../../nbs/35_models.factory.ipynb #9ee29f57
 def _as_map(model, x, size):
