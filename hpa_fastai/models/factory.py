@@ -93,11 +93,13 @@ def _is_whole(state):
     "Are these the weights of body and head, as `save_weights` writes them?"
     return any(k.startswith('0.') for k in state)
 
-# %% ../../nbs/35_models.factory.ipynb #6c975096
+# %% ../../nbs/35_models.factory.ipynb #4192144f
 def _timm_network(body, stem, stains, weights, state, **kwargs):
     "timm's network without pooling and classifier; `state` holds the tensors where `weights` is a file"
     make = partial(timm.create_model, body, num_classes=0, global_pool='', **kwargs)
     if weights is None or _is_whole(state): return make(in_chans=len(stains or CHANNELS))
+    if stains and len(stains) != 3:
+        raise DataError(f'pretrained weights take three stains, not {len(stains)}; choose three, or weights=None')
     net = _hub_model(body, make) if weights == 'imagenet' else _file_model(body, make, weights, state)
     if not stains: _add_channel(net, stem)
     return net
