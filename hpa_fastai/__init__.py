@@ -1,13 +1,13 @@
 """Modules:
 
-- `hpa_fastai.data.augment`: More ways to look at the same cells: turned by any angle, out of focus, noisy, with holes
-- `hpa_fastai.data.block`: From labels and images to fastai's DataLoaders, in one call or with a `DataBlock`
-- `hpa_fastai.data.buffers`: Reusable memory for batches, and their way to the device
-- `hpa_fastai.data.loader`: `PackDL`: a fastai loader that gathers whole batches from a pack
-- `hpa_fastai.data.normalize`: From the bytes of a batch to the floats of a network, in one pass
-- `hpa_fastai.data.sampling`: How often an epoch shows each image, so that rare labels are seen often enough
-- `hpa_fastai.data.sources`: Where batches come from: a pack, a folder of files, or your own kind of storage
-- `hpa_fastai.data.symmetries`: The eight symmetries of the square: to augment, to average predictions, and to undo"""
+- `hpa_fastai.images.download`: Get the images of the Human Protein Atlas and of the competition, and go on after any interruption
+- `hpa_fastai.models.arcface`: Learn which images belong together, and let a very similar training image pass on its labels
+- `hpa_fastai.models.factory`: Any timm network, for images of four channels with several labels
+- `hpa_fastai.models.gapnet`: Three small networks that you can read from top to bottom
+- `hpa_fastai.models.heads`: From a feature map to one logit per label
+- `hpa_fastai.models.masks`: Find nuclei and cells, and train a network on masks and labels together
+- `hpa_fastai.models.stems`: How a network that was trained on photographs gets a fourth input channel
+- `hpa_fastai.models.weights`: Save and load a network's weights without running code from a file"""
 
 __version__ = "0.0.1"
 

@@ -1,4 +1,5 @@
-"""Every body with every stem, every head, every recipe network: built, run and trained a step at toy size; weights that don't fit; resuming after a kill in another process."""
+"""Every body with every stem, every head, every network of our own: built, run and trained a step at toy size;
+weights that don't fit; resuming after a kill in another process."""
 import os, signal, subprocess, sys, textwrap
 
 import pytest, torch
@@ -15,8 +16,10 @@ from hpa_fastai.models.weights import load_weights, save_weights
 torch.set_num_threads(1)
 
 # the bodies that the systems of 2018 used, and modern ones: name, side, arguments
-BODIES = [('resnet18', 64, {}), ('resnet34', 64, {}), ('resnet50', 64, {}), ('vgg16', 64, {}), ('inception_v3', 96, {}), ('legacy_xception', 64, {}), ('densenet121', 64, {}),
-          ('legacy_seresnext50_32x4d', 64, {}), ('efficientnet_b0', 64, {}), ('convnext_atto', 64, {}), ('vit_tiny_patch16_224', 64, dict(img_size=64))]
+BODIES = [('resnet18', 64, {}), ('resnet34', 64, {}), ('resnet50', 64, {}), ('vgg16', 64, {}),
+          ('inception_v3', 96, {}), ('legacy_xception', 64, {}), ('densenet121', 64, {}),
+          ('legacy_seresnext50_32x4d', 64, {}), ('efficientnet_b0', 64, {}), ('convnext_atto', 64, {}),
+          ('vit_tiny_patch16_224', 64, dict(img_size=64))]
 
 
 @pytest.fixture(scope='module', params=BODIES, ids=[o[0] for o in BODIES])
@@ -60,18 +63,35 @@ def test_network_saves_and_loads(name, tmp_path):
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize('content', [b'', b'PK\x03\x04 not a zip', b'\x10\x00\x00\x00\x00\x00\x00\x00{"a":{"dtype":"X"}}', os.urandom(200)])
+@pytest.mark.parametrize('content', [b'', b'PK\x03\x04 not a zip', os.urandom(200),
+                                     b'\x10\x00\x00\x00\x00\x00\x00\x00{"a":{"dtype":"X"}}'])
 @pytest.mark.parametrize('suffix', ['.safetensors', '.pth'])
 def test_damaged_weights(content, suffix, tmp_path):
     (tmp_path/f'w{suffix}').write_bytes(content)
-    with pytest.raises(DataError, match='not weights that can be read safely') as e: rgby_model('test_resnet', weights=tmp_path/f'w{suffix}')
+    with pytest.raises(DataError, match='not weights that can be read safely') as e:
+        rgby_model('test_resnet', weights=tmp_path/f'w{suffix}')
     assert '\n' not in str(e.value)
 
 
 def test_weights_of_another_body(tmp_path):
     save_file(timm.create_model('resnet18').state_dict(), tmp_path/'r18.safetensors')
-    with pytest.raises(DataError, match='not the weights of resnet34'): rgby_model('resnet34', weights=tmp_path/'r18.safetensors')
-    with pytest.raises(DataError, match='weights of another model'): load_weights(rgby_model('test_resnet', weights=None), tmp_path/'r18.safetensors')
+    with pytest.raises(DataError, match='not the weights of resnet34'):
+        rgby_model('resnet34', weights=tmp_path/'r18.safetensors')
+    with pytest.raises(DataError, match='weights of another model'):
+        load_weights(rgby_model('test_resnet', weights=None), tmp_path/'r18.safetensors')
+
+
+@pytest.mark.parametrize('name', ['test_vit', 'test_vit2', 'test_vit3'])
+def test_weights_of_a_transformer_for_another_image_size(name, tmp_path):
+    "timm resizes position embeddings; the rest of the file must still be whole"
+    state = timm.create_model(name).state_dict()
+    save_file(state, tmp_path/'vit.safetensors')
+    model = rgby_model(name, weights=tmp_path/'vit.safetensors', img_size=320)
+    assert torch.equal(model[0].model.blocks[0].attn.qkv.weight, state['blocks.0.attn.qkv.weight'])
+    del state['blocks.0.attn.qkv.weight']
+    save_file(state, tmp_path/'half.safetensors')
+    with pytest.raises(DataError, match='first blocks.0.attn.qkv.weight'):
+        rgby_model(name, weights=tmp_path/'half.safetensors', img_size=320)
 
 
 FIT = '''
@@ -85,11 +105,13 @@ FIT = '''
     class Kill(Callback):
         order = 95
         def after_batch(self):
-            if self.training and self.epoch == 2 and self.iter == 1: os.kill(os.getpid(), signal.SIGKILL)
+            if self.training and self.epoch == 2 and self.iter == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
     g = torch.Generator().manual_seed(0)
     items = list(zip(torch.randn(24, 4, 32, 32, generator=g), (torch.rand(24, 28, generator=g) < .2).float()))
     set_seed(0, reproducible=True)
-    dls = DataLoaders(*[DataLoader(items, bs=8, shuffle=o, num_workers=0) for o in (True, False)], path=folder, device='cpu')
+    dls = DataLoaders(*[DataLoader(items, bs=8, shuffle=o, num_workers=0) for o in (True, False)],
+                      path=folder, device='cpu')
     dls.c = 28
     learn = rgby_learner(dls, 'test_resnet', weights=None, cbs=[Kill()] if kill else [])
     with learn.no_bar(): learn.fit_one_cycle(4, 3e-3, cbs=Checkpoint(folder + '/fit.pt'))
@@ -101,11 +123,12 @@ FIT = '''
 def test_killed_fit_goes_on_exactly(tmp_path):
     def fit(name, mode='whole'):
         (tmp_path/name).mkdir(exist_ok=True)
-        return subprocess.run([sys.executable, '-c', textwrap.dedent(FIT), str(tmp_path/name), mode], capture_output=True, text=True)
+        command = [sys.executable, '-c', textwrap.dedent(FIT), str(tmp_path/name), mode]
+        return subprocess.run(command, capture_output=True, text=True)
     assert (o := fit('whole')).returncode == 0, o.stderr
     assert fit('cut', 'kill').returncode == -signal.SIGKILL
     assert not (tmp_path/'cut/model.safetensors').exists()
     assert (o := fit('cut')).returncode == 0, o.stderr
     assert (tmp_path/'cut/model.safetensors').read_bytes() == (tmp_path/'whole/model.safetensors').read_bytes()
-    rows = [[line.rsplit(',', 1)[0] for line in (tmp_path/o/'log.csv').read_text().splitlines()] for o in ('whole', 'cut')]
-    assert rows[0] == rows[1] and len(rows[0]) == 5
+    def log(name): return [line.rsplit(',', 1)[0] for line in (tmp_path/name/'log.csv').read_text().splitlines()]
+    assert log('cut') == log('whole') and len(log('whole')) == 5
