@@ -1,4 +1,7 @@
-"fastai for four-channel (RGBY) fluorescence images: where in the cell a protein sits."
+"""Modules:
+
+- `hpa_fastai.decide.rules`: From probabilities to label sets: rules that are fitted on some images, applied to others, and saved as JSON"""
+
 __version__ = "0.0.1"
 
 def __getattr__(name):
