@@ -1,6 +1,7 @@
 """Modules:
 
-- `hpa_fastai.decide.rules`: From probabilities to label sets: rules that are fitted on some images, applied to others, and saved as JSON"""
+- `hpa_fastai.decide.ensembles`: One answer from several networks: averaged, ranked, put to the vote, or weighted
+- `hpa_fastai.decide.rules`: From probabilities to label sets: thresholds fitted on some images, and used on others"""
 
 __version__ = "0.0.1"
 

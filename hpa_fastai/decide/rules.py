@@ -1,4 +1,4 @@
-"""From probabilities to label sets: rules that are fitted on some images, applied to others, and saved as JSON
+"""From probabilities to label sets: thresholds fitted on some images, and used on others
 
 A network gives you one probability for each image and label, but you want a *set of labels* for each image. A rule
 makes that step: it finds one threshold per label on images whose labels you know, and applies the thresholds to any
