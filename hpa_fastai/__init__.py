@@ -3,6 +3,7 @@
 - `hpa_fastai.decide.calibration`: Probabilities that mean what they say, and the decisions that follow from them
 - `hpa_fastai.decide.ensembles`: One answer from several networks: averaged, ranked, put to the vote, or weighted
 - `hpa_fastai.decide.rules`: From probabilities to label sets: thresholds fitted on some images, and used on others
+- `hpa_fastai.decide.shift`: Thresholds for a test set in which labels are more or less frequent than in training
 - `hpa_fastai.decide.thresholds`: The best rule for a network's probabilities, and what it will score on new images"""
 
 __version__ = "0.0.1"

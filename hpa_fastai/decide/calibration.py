@@ -152,15 +152,15 @@ def _leave_out_step(x, p, t):
     h = ((x@inverse)*x).sum(1)
     return h*(t - p)/(1 - h*v)
 
-# %% ../../nbs/53_decide.calibration.ipynb #3109e011
+# %% ../../nbs/53_decide.calibration.ipynb #d6533cff
 @patch
 def held_out(self:StackedCalibrator,
     probs, # The probabilities that it was fitted on (images, labels)
     targs # Their truth (images, labels), 0/1 or bool
 ) -> np.ndarray: # (images, labels)
     "Calibrate the images that it was fitted on, leaving each of them out by a Newton step"
-    probs, targs = as_matrices(probs, targs)
     z = safe_logit(probs)
+    probs, targs = as_matrices(probs, targs)
     out = z@self.coef.T + self.intercept
     inputs = np.c_[(z - z.mean(0))/(z.std(0) + 1e-6), np.ones(len(z))]
     for c, (p, t) in enumerate(zip(expit(out).T, targs.T)):
