@@ -4,7 +4,9 @@
 - `hpa_fastai.decide.ensembles`: One answer from several networks: averaged, ranked, put to the vote, or weighted
 - `hpa_fastai.decide.rules`: From probabilities to label sets: thresholds fitted on some images, and used on others
 - `hpa_fastai.decide.shift`: Thresholds for a test set in which labels are more or less frequent than in training
-- `hpa_fastai.decide.thresholds`: The best rule for a network's probabilities, and what it will score on new images"""
+- `hpa_fastai.decide.submission`: Probabilities on disk, and a submission in the right order
+- `hpa_fastai.decide.thresholds`: The best rule for a network's probabilities, and what it will score on new images
+- `hpa_fastai.decide.tta`: Ask the network about eight views of each image, and average its answers"""
 
 __version__ = "0.0.1"
 
