@@ -119,29 +119,30 @@ class StackedCalibrator(Calibrator):
 
     def _transform(self, probs): return expit(safe_logit(probs)@self.coef.T + self.intercept)
 
-# %% ../../nbs/53_decide.calibration.ipynb #6eaf1a8a
+# %% ../../nbs/53_decide.calibration.ipynb #3e376b12
 @patch
 def _scales(self:StackedCalibrator, c, n):
     "What each of `n` standardised logits is multiplied by in the regression of label `c`"
     return np.sqrt([self.params['own'] if i == c else self.params['others'] for i in range(n)])
 
 @patch
-def _fit_label(self:StackedCalibrator, c, z, t):
+def _fit_label(self:StackedCalibrator, c, z, t, mean, sd):
     "Set the coefficients and the intercept of label `c`"
-    mean, sd, w = z.mean(0), z.std(0) + 1e-6, self._scales(c, z.shape[1])
+    w = self._scales(c, z.shape[1])
     use = w > 0
     fit = LogisticRegression(solver='newton-cholesky').fit(((z - mean)/sd*w)[:, use], t)
     self.coef[c] = 0
     self.coef[c, use] = fit.coef_[0]*(w/sd)[use]
     self.intercept[c] = fit.intercept_[0] - self.coef[c]@mean
 
-# %% ../../nbs/53_decide.calibration.ipynb #40b9cba6
+# %% ../../nbs/53_decide.calibration.ipynb #b0352a2f
 @patch
 def _fit(self:StackedCalibrator, probs, targs):
     z = safe_logit(probs)
-    self.coef, self.intercept = np.eye(z.shape[1]), safe_logit(targs.mean(0)) - z.mean(0)
+    mean, sd = z.mean(0), z.std(0) + 1e-6
+    self.coef, self.intercept = np.eye(z.shape[1]), safe_logit(targs.mean(0)) - mean
     with threadpool_limits(1):
-        for c in np.flatnonzero(targs.any(0) & ~targs.all(0)): self._fit_label(c, z, targs[:, c])
+        for c in np.flatnonzero(targs.any(0) & ~targs.all(0)): self._fit_label(c, z, targs[:, c], mean, sd)
 
 # %% ../../nbs/53_decide.calibration.ipynb #11bc9f36
 def _leave_out_step(x, p, t):
