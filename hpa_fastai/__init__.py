@@ -1,13 +1,12 @@
 """Modules:
 
-- `hpa_fastai.images.download`: Get the images of the Human Protein Atlas and of the competition, and go on after any interruption
-- `hpa_fastai.models.arcface`: Learn which images belong together, and let a very similar training image pass on its labels
-- `hpa_fastai.models.factory`: Any timm network, for images of four channels with several labels
-- `hpa_fastai.models.gapnet`: Three small networks that you can read from top to bottom
-- `hpa_fastai.models.heads`: From a feature map to one logit per label
-- `hpa_fastai.models.masks`: Find nuclei and cells, and train a network on masks and labels together
-- `hpa_fastai.models.stems`: How a network that was trained on photographs gets a fourth input channel
-- `hpa_fastai.models.weights`: Save and load a network's weights without running code from a file"""
+- `hpa_fastai.decide.calibration`: Probabilities that mean what they say, and the decisions that follow from them
+- `hpa_fastai.decide.ensembles`: One answer from several networks: averaged, ranked, put to the vote, or weighted
+- `hpa_fastai.decide.rules`: From probabilities to label sets: thresholds fitted on some images, and used on others
+- `hpa_fastai.decide.shift`: Thresholds for a test set in which labels are more or less frequent than in training
+- `hpa_fastai.decide.submission`: Probabilities on disk, and a submission in the right order
+- `hpa_fastai.decide.thresholds`: The best rule for a network's probabilities, and what it will score on new images
+- `hpa_fastai.decide.tta`: Ask the network about eight views of each image, and average its answers"""
 
 __version__ = "0.0.1"
 
