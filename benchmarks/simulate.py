@@ -40,7 +40,7 @@ def speed(n, workers):
     rows = pd.DataFrame([(f'{Path(k[0]).stem}.{k[2]}', v[0], v[2], v[3]) for k,v in pstats.Stats(profile).stats.items()], columns=['step', 'calls', 'own', 'all'])
     whole = rows.own.sum()
     for name in ('own', 'all'): rows[f'{name} %'] = (100*rows[name]/whole).round(1)
-    ours = rows[rows.step.str.match(r'(strokes|cells|stains|patterns|cytoplasm|optics|simulate)\.[a-z_]+$')]
+    ours = rows[rows.step.str.match(r'(strokes|cells|layout|stains|patterns|cytoplasm|vesicles|optics|dataset)\.[a-z_]+$')]
     print('\n', ours.sort_values('all', ascending=False)[['step', 'calls', 'own %', 'all %']].head(16).to_string(index=False))
 
 def statistics(a):

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from hpa_fastai.simulate.cells import CELL_LINES, draw_frame
 from hpa_fastai.labels import CHANNELS, LABELS, DataError, encode_targets, read_labels
+from hpa_fastai.simulate.cells import CELL_LINES
+from hpa_fastai.simulate.layout import draw_layout
 from hpa_fastai.simulate.patterns import PATTERNS, pattern, pattern_names
 from hpa_fastai.simulate.dataset import draw_label_sets, simulate_dataset, simulate_field
 from hpa_fastai.simulate.stains import draw_stains
@@ -96,24 +97,24 @@ def test_divisions_and_neighbours_are_there():
     assert simulate_field(17, 256, 0).patterns[17].max() > .5
     assert simulate_field(22, 256, 0).patterns[22].max() > .5
 
-def _frames(n=4, **kw): return [draw_frame(384, .2, seed, line='spread', **kw) for seed in range(n)]
+def _layouts(n=4, **kw): return [draw_layout(384, .2, seed, line='spread', **kw) for seed in range(n)]
 
 def test_aggresomes_displace_red_and_dent_the_nucleus():
     inside, beside = {c: [] for c in CHANNELS}, {c: [] for c in CHANNELS}
-    for f in _frames(aggresomes=1.):
+    for f in _layouts(aggresomes=1.):
         light = {**draw_stains(f), 'green': PATTERNS['Aggresome'].draw(f)}
         core, near = f.taken > .9, (f.taken == 0) & (f.cells > 0) & (f.rim < 4)
         assert not f.nuclei[core].any() and (f.cells[core] > 0).all()
         for c,a in light.items(): inside[c].append(a[core].mean()); beside[c].append(a[near].mean())
     i, b = ({c: np.mean(v) for c,v in o.items()} for o in (inside, beside))
     assert i['green'] > 3*b['green'] and i['red'] < .3*b['red'] and i['yellow'] < .3*b['yellow'] and i['blue'] == 0
-    assert not any(len(f.blobs) for f in _frames()) # no label, no aggresome
+    assert not any(len(f.blobs) for f in _layouts()) # no label, no aggresome
 
 @pytest.mark.parametrize('name', ['Nucleoplasm', 'Nuclear membrane', 'Nucleoli', 'Nucleoli fibrillar center', 'Nuclear speckles', 'Nuclear bodies'])
 def test_dividing_cells_have_no_nucleus(name):
     "What was in it is all over the cell: less of the contrast that nuclei at rest show"
     calm, torn = [], []
-    for f in _frames(8, metaphase=1):
+    for f in _layouts(8, metaphase=1):
         a = PATTERNS[name].draw(f)
         rest, plate = (f.nuclei > 0) & (f.dividing == 0), (f.nuclei > 0) & (f.dividing > 0)
         around = (f.dividing > 0) & (f.cyto > 0)
@@ -122,7 +123,7 @@ def test_dividing_cells_have_no_nucleus(name):
     assert np.mean(torn) < .6 < .75 < np.mean(calm)
 
 def test_dividing_cells_have_two_poles_and_few_filaments():
-    def mean(name, where): return np.mean([PATTERNS[name].draw(f)[where(f)].mean() for f in _frames(6, metaphase=1)])
+    def mean(name, where): return np.mean([PATTERNS[name].draw(f)[where(f)].mean() for f in _layouts(6, metaphase=1)])
     def poles(f):
         out = np.zeros(f.cells.shape, np.uint8)
         for x,y in f.poles.reshape(-1, 2)/f.um: cv2.circle(out, (int(x), int(y)), 4, 1, -1)
