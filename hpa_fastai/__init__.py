@@ -1,4 +1,7 @@
-"fastai for four-channel (RGBY) fluorescence images: where in the cell a protein sits."
+"""Modules:
+
+- `hpa_fastai.runs.recipes`: Every choice of a system, by name, in a file that a run can be repeated from"""
+
 __version__ = "0.0.1"
 
 def __getattr__(name):
