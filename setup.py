@@ -15,7 +15,7 @@ setup(
     name=cfg['name'], version=version, description=cfg['description'], keywords=cfg['keywords'].split(), author=cfg['author'],
     license=cfg['license'], python_requires=f">={cfg['min_python']}",
     long_description=(root/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-    packages=find_packages(include=['hpa_fastai', 'hpa_fastai.*']), package_data={'hpa_fastai': ['assets/*']},
+    packages=find_packages(include=['hpa_fastai', 'hpa_fastai.*']), package_data={'hpa_fastai': ['assets/*', 'assets/recipes/*']},
     install_requires=cfg['requirements'].split(), extras_require={o: cfg[f'{o}_requirements'].split() for o in ('dev', 'stacking')},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['name']}={cfg['name']}._modidx:d"]},
     classifiers=[statuses[cfg['status']], 'Intended Audience :: Science/Research', 'Topic :: Scientific/Engineering :: Image Recognition',

@@ -1,12 +1,14 @@
 """Modules:
 
-- `hpa_fastai.decide.calibration`: Probabilities that mean what they say, and the decisions that follow from them
-- `hpa_fastai.decide.ensembles`: One answer from several networks: averaged, ranked, put to the vote, or weighted
-- `hpa_fastai.decide.rules`: From probabilities to label sets: thresholds fitted on some images, and used on others
-- `hpa_fastai.decide.shift`: Thresholds for a test set in which labels are more or less frequent than in training
-- `hpa_fastai.decide.submission`: Probabilities on disk, and a submission in the right order
-- `hpa_fastai.decide.thresholds`: The best rule for a network's probabilities, and what it will score on new images
-- `hpa_fastai.decide.tta`: Ask the network about eight views of each image, and average its answers"""
+- `hpa_fastai.decide.outcome`: From out-of-fold probabilities to a rule, to label sets, and to what they are worth
+- `hpa_fastai.images.kaggle`: Lists and files checked together, packed, and divided into folds
+- `hpa_fastai.runs.crossval`: From a folder in Kaggle's layout to a submission, with an out-of-sample estimate of its score
+- `hpa_fastai.runs.fold`: A recipe trained phase by phase; after a stop, it goes on where it was
+- `hpa_fastai.runs.folder`: The folder of a finished run: what is in it, and how to read it
+- `hpa_fastai.runs.predictor`: From images to labels: a trained run, read from its folder
+- `hpa_fastai.runs.recipes`: Every choice of a system, by name, in a file that a run can be repeated from
+- `hpa_fastai.runs.setup`: A recipe's words turned into batches and a fastai `Learner`
+- `hpa_fastai.runs.stages`: Train a network, predict what it has not seen, and leave a file after every step"""
 
 __version__ = "0.0.1"
 
