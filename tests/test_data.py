@@ -10,7 +10,8 @@ from fastai.vision.all import Flatten, Learner, Transform, load_learner, set_see
 from torch import nn
 
 from hpa_fastai.data.augment import rgby_augments
-from hpa_fastai.data.loader import PackDL, sample_epoch
+from hpa_fastai.data.sampling import sample_epoch
+from hpa_fastai.data.loader import PackDL
 from hpa_fastai.data.block import rgby_dls, source_dl
 from hpa_fastai.images.samples import TensorRGBY
 from hpa_fastai.labels import DataError, encode_targets

@@ -89,6 +89,18 @@ def test_imports_go_downstairs():
             down, up = floors.index(part(o)), floors.index(part(name))
             assert down < up or (down == up and order[o] < order[name]), f'{name} imports {o}'
 
+@pytest.mark.parametrize('name', modules)
+def test_module_is_small_and_knows_few_others(name):
+    "At most 250 exported lines, and at most 8 other modules of the package; commands may know more"
+    source = modules[name].read_text(encoding='utf-8')
+    exported = source.partition('# %% ')[2]
+    assert sum(bool(l.strip()) and not l.startswith('# %%') for l in exported.splitlines()) <= 250
+    assert name == 'cli' or len(set(imports(name, modules[name]))) <= 8
+
+def test_sidebar_holds_every_page():
+    listed = re.findall(r'^\s+- (\S+\.ipynb)$', (root/'_quarto.yml').read_text(encoding='utf-8'), re.M)
+    assert sorted(listed) == sorted(nb.relative_to(root/'nbs').as_posix() for nb in notebooks)
+
 def test_star_import():
     "A hundred names or so, by part; none hides a builtin, a module of ours or a name of fastai's"
     namespace = {}
