@@ -79,7 +79,7 @@ def test_report_escapes_whatever_it_is_given(tmp_path):
     (run/'recipe.yaml').write_text('name: </pre><script>alert(2)</script>\n', encoding='utf-8')
     html = write_report(run).read_text(encoding='utf-8')
     assert '<script' not in html and 'onerror=alert(1)>' not in html.replace('&gt;', '&') and '</pre><script>' not in html
-    assert '&lt;script&gt;alert(2)&lt;/script&gt;' in html and 'a &lt;b&gt; &amp; "c"' in html
+    assert '&lt;script&gt;alert(2)&lt;/script&gt;' in html and 'a &lt;b&gt; &amp; &quot;c&quot;' in html
     assert not re.search(r'(src|href)="(?!data:)', html)
 
 def test_report_is_written_whole_or_not_at_all(tmp_path):
@@ -108,5 +108,5 @@ def test_labels_of_ones_own():
     targs = np.eye(3, dtype=bool)[np.arange(60) % 3]
     interp = RGBYInterpretation(range(60), .2 + .6*targs, targs, labels=['x', 'y', 'z'])
     assert list(interp.table(n_boot=10).label) == ['x', 'y', 'z'] and (interp.table(n_boot=10).f1 == 1).all()
-    assert list(interp.confusion().columns) == ['x', 'y', 'z', 'no label'] and not len(interp.most_confused())
+    assert list(interp.confusion().columns) == ['x', 'y', 'z', 'no label'] and not len(interp.common_confusions())
     assert len(LABELS) == 28
