@@ -17,7 +17,9 @@ from hpa_fastai.simulate.optics import Microscope
 from hpa_fastai.simulate.dataset import simulate_field
 from hpa_fastai.workers import ordered_map
 
-GALLERY = Microscope(photons=(40, 2000), marker_photons=(100, 3000), black=(.01, .08), gamma=(.8, 1.5), bright=(.6, 1.6), marker_bright=(.35, 1.6)) # published pictures: long exposures, strong contrast
+# Published pictures: long exposures, strong contrast
+GALLERY = Microscope(photons=(40, 2000), marker_photons=(100, 3000), black=(.01, .08), gamma=(.8, 1.5),
+                     bright=(.6, 1.6), marker_bright=(.35, 1.6))
 
 FINE = .36 # µm per pixel that the network sees
 

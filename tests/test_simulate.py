@@ -136,9 +136,17 @@ def test_dividing_cells_have_two_poles_and_few_filaments():
     for name in ('Peroxisomes', 'Lysosomes', 'Mitochondria', 'Golgi apparatus', 'Endoplasmic reticulum'): assert mean(name, lambda f: (f.dividing > 0) & (f.taken > .9)) < .5*mean(name, lambda f: (f.dividing > 0) & (f.taken == 0)), name
 
 def test_a_29th_pattern(tmp_path):
+    "It has a number, occurs in balanced sets, and reaches a network's targets where `labels` says so"
+    from hpa_fastai import rgby_dls
     @pattern('Halo')
-    def halo(f): return f.cyto
+    def halo(layout): return layout.cyto
     try:
+        labels = pattern_names()
+        folder = simulate_dataset(tmp_path/'cells', n=40, n_test=0, size=16, balanced=True, workers=0, progress=False)
+        df = read_labels(folder/'train.csv', labels=labels)
+        dls = rgby_dls(df, folder/'train', bs=4, labels=labels)
+        assert dls.one_batch()[1].shape == (4, 29) and any('28' in o.split() for o in df.Target)
+        with pytest.raises(DataError, match="unknown label '28'"): read_labels(folder/'train.csv')
         assert pattern_names()[28] == 'Halo' and simulate_field('0 28', 64).labels == (0, 28)
         assert set(' '.join(draw_label_sets(200, balanced=True)).split()) == {str(i) for i in range(29)}
     finally: del PATTERNS['Halo']

@@ -35,12 +35,13 @@ def cytosol(layout:CellLayout) -> np.ndarray:
     in_nucleus = rng.uniform(.05, .5)*layout.nucleus*(1 - .5*layout.nucleolus)
     return (layout.cyto + in_nucleus)*holes*thick*grain
 
-# %% ../../nbs/85_simulate.cytoplasm.ipynb #21fe1300
+# %% ../../nbs/85_simulate.cytoplasm.ipynb #57fe3107
 def _flat_membrane(layout):
     "The membrane above and below the cell"
     sheet = layout.body*np.maximum(1 + .25*layout.clouds(.5) + .2*layout.clouds(4.), 0)
     return sheet + .8*np.exp(-(layout.edge/.5)**2)*layout.body
 
+# %% ../../nbs/85_simulate.cytoplasm.ipynb #04ab2b55
 def _hairs(layout):
     "Fine hairs that stand off from stretches of the cell's edge"
     rng, outer = layout.rng, (layout.edge > 0)*(layout.edge < 1.2)*layout.body
@@ -53,6 +54,7 @@ def _hairs(layout):
     at = start[:, None] + bars(away, length, np.linspace(0, 1, 24))
     return layout.splat(at.reshape(-1, 2), np.repeat(length, 24))
 
+# %% ../../nbs/85_simulate.cytoplasm.ipynb #b082be48
 @pattern('Plasma membrane')
 def plasma_membrane(layout:CellLayout) -> np.ndarray:
     "The cell's edge with ruffles and fine hairs; in three of ten flat over the whole cell"
@@ -145,7 +147,7 @@ def focal_adhesions(layout:CellLayout) -> np.ndarray:
     plaques = layout.splat(at.reshape(-1, 2), np.repeat(length, 20)/20)
     return normalise_bright(layout.blur(plaques, rng.uniform(.12, .25))) + layout.thick*rng.uniform(0, .25)
 
-# %% ../../nbs/85_simulate.cytoplasm.ipynb #db357140
+# %% ../../nbs/85_simulate.cytoplasm.ipynb #e16a0c4d
 def _tips(layout):
     "Light of the last few points of some of the strands"
     rng = layout.rng
@@ -156,6 +158,7 @@ def _tips(layout):
     tip = np.arange(points.shape[1]) >= (last - rng.integers(2, 4, len(last)))[:, None]
     return layout.lines(points[keep], exist[keep] & tip, rng.lognormal(0, .4, len(last)))
 
+# %% ../../nbs/85_simulate.cytoplasm.ipynb #1e95ee40
 @pattern('Microtubule ends')
 def microtubule_ends(layout:CellLayout) -> np.ndarray:
     "Only the far tips of the red strands; in a spindle they are everywhere"

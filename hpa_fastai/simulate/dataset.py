@@ -61,7 +61,7 @@ def _green(layout, patterns):
     haze = rng.uniform(0, .1)*layout.thick*np.maximum(1 + .3*layout.clouds(.6), 0)
     return (haze + sum(rng.uniform(.45, 1)*a for a in patterns.values()))*expression
 
-# %% ../../nbs/88_simulate.dataset.ipynb #0b385c90
+# %% ../../nbs/88_simulate.dataset.ipynb #270f0aef
 def simulate_field(
     labels, # A label set, in any form that `parse_target` reads
     size=512, # Pixels on each side
@@ -82,7 +82,8 @@ def simulate_field(
     if line: needs['line'] = line
     rng = np.random.default_rng(seed)
     layout, drawn = _visible_layout(chosen, size, um_per_px, rng, n_cells, needs)
-    light, patterns = draw_stains(layout), {}
+    light = draw_stains(layout)
+    patterns = {}
     for i,a in drawn.items():
         visible = a.max() > .5
         patterns[i] = np.clip(normalise_bright(layout.blur(a, .12), above=.4), 0, 1) if visible else a
@@ -90,6 +91,19 @@ def simulate_field(
     image = np.stack([image_light(light[c], rng, layout.um, site, c != 'green', bits) for c in CHANNELS], 2)
     for c in missing: image[..., CHANNELS.index(c)] = 0
     return SimulatedField(image, labels, layout.nuclei, layout.cells, patterns)
+
+# %% ../../nbs/88_simulate.dataset.ipynb #aab7611a
+def _deal_labels(rng, sets):
+    "Sets of the same sizes as `sets`, with every label equally often"
+    n_labels = len(pattern_names())
+    deck, out = [], []
+    for o in sets:
+        k = len(o.split())
+        if len(deck) < 28: deck += list(rng.permutation(n_labels))
+        pick = list(dict.fromkeys(deck))[:k] # the next k different ones
+        for label in pick: deck.remove(label)
+        out.append(' '.join(map(str, sorted(pick))))
+    return out
 
 # %% ../../nbs/88_simulate.dataset.ipynb #8c971b60
 def draw_label_sets(
@@ -103,17 +117,12 @@ def draw_label_sets(
     sets = rng.choice(known.Target, n, p=known['count']/known['count'].sum())
     return _deal_labels(rng, sets) if balanced else list(sets)
 
-def _deal_labels(rng, sets):
-    "Sets of the same sizes as `sets`, with every label equally often"
-    n_labels = len(pattern_names())
-    deck, out = [], []
-    for o in sets:
-        k = len(o.split())
-        if len(deck) < 28: deck += list(rng.permutation(n_labels))
-        pick = list(dict.fromkeys(deck))[:k] # the next k different ones
-        for label in pick: deck.remove(label)
-        out.append(' '.join(map(str, sorted(pick))))
-    return out
+# %% ../../nbs/88_simulate.dataset.ipynb #f1b6d071
+def _shifted(a, rng):
+    "An image or a mask, shifted by at most 1/32 of its height; what comes in at the border is mirrored"
+    d, (h, w) = max(a.shape[0]//32, 1), a.shape[:2]
+    dy, dx = d + rng.integers(-d, d + 1, 2)
+    return cv2.copyMakeBorder(a, d, d, d, d, cv2.BORDER_REFLECT)[dy:dy+h, dx:dx+w]
 
 # %% ../../nbs/88_simulate.dataset.ipynb #3b8d8f26
 def near_duplicate(
@@ -126,12 +135,6 @@ def near_duplicate(
     gain = rng.uniform(.75, 1.25, image.shape[2]).astype(np.float32)
     out = moved*gain + normals(rng, *image.shape)*rng.uniform(1, 5)
     return np.where(moved > 0, out.clip(0, 255) + .5, 0).astype(np.uint8)
-
-def _shifted(a, rng):
-    "An image or a mask, shifted by at most 1/32 of its height; what comes in at the border is mirrored"
-    d, (h, w) = max(a.shape[0]//32, 1), a.shape[:2]
-    dy, dx = d + rng.integers(-d, d + 1, 2)
-    return cv2.copyMakeBorder(a, d, d, d, d, cv2.BORDER_REFLECT)[dy:dy+h, dx:dx+w]
 
 # %% ../../nbs/88_simulate.dataset.ipynb #50264fed
 def noisy_label(
@@ -146,7 +149,7 @@ def noisy_label(
     else: labels.append(rng.choice([i for i in range(n_labels) if i not in labels]))
     return ' '.join(map(str, sorted(labels)))
 
-# %% ../../nbs/88_simulate.dataset.ipynb #59c8073c
+# %% ../../nbs/88_simulate.dataset.ipynb #3f76fe52
 def _check_settings(path, n, n_test, size, **shares):
     "Raise `DataError` for settings that make no data set"
     if n < 1 or n_test < 0 or size < 16:
@@ -156,6 +159,7 @@ def _check_settings(path, n, n_test, size, **shares):
         given = ', '.join(f'{k}={v}' for k,v in shares.items())
         raise DataError(f'{path}: {given}; all of these are shares, so give numbers from 0 to 1')
 
+# %% ../../nbs/88_simulate.dataset.ipynb #67a69487
 def _same_settings(path, settings):
     "Write down what a data set is made from, or check that the one in the folder was made from the same"
     file = path/'simulated.json'
@@ -193,7 +197,7 @@ def _plan(n, seed, part, balanced, near_duplicates=0., label_noise=0., missing=0
     df['missing'] = [rng.choice(markers) if rng.random() < missing else '' for _ in ids]
     return df
 
-# %% ../../nbs/88_simulate.dataset.ipynb #234dcb7a
+# %% ../../nbs/88_simulate.dataset.ipynb #92600816
 @dataclass
 class _Job:
     "One sample to write"
@@ -203,6 +207,7 @@ class _Job:
     twin_seed: list # Seed of the near-duplicate; None for an original
     missing: str # Channel that stays black; '' for none
 
+# %% ../../nbs/88_simulate.dataset.ipynb #82ed8092
 def _jobs(folder, plan, seed, part):
     "One job for each row of a plan"
     jobs = []

@@ -15,7 +15,7 @@ import numpy as np
 from .cells import CellLayout, METAPHASE
 from .patterns import bars, dots, normalise_bright, pattern
 
-# %% ../../nbs/86_simulate.vesicles.ipynb #ba8e87e3
+# %% ../../nbs/86_simulate.vesicles.ipynb #b2981079
 def _golgi_starts(layout, row):
     "Where the ribbons of cells `row` begin, and their directions as seen from the nuclei"
     rng, to_mtoc = layout.rng, layout.mtoc - layout.centre
@@ -31,6 +31,7 @@ def _golgi_starts(layout, row):
     start[loose] = layout.centre[row[loose]] + scattered
     return start, turn
 
+# %% ../../nbs/86_simulate.vesicles.ipynb #66bcaf27
 @pattern('Golgi apparatus')
 def golgi(layout:CellLayout) -> np.ndarray:
     "A patch of ribbons beside the nucleus, near red's centre; scattered in a dividing cell"
@@ -77,12 +78,13 @@ def lysosomes(layout:CellLayout) -> np.ndarray:
     hollow = np.where(radius > .38, rng.uniform(.2, .9), 0)
     return normalise_bright(dots(layout, xy, radius, weight, hollow)) + layout.haze(.2)
 
-# %% ../../nbs/86_simulate.vesicles.ipynb #5a4405d6
+# %% ../../nbs/86_simulate.vesicles.ipynb #883f1ab0
 def _values_at(a, layout, xy):
     "Value of the image `a` at each place"
     y, x = np.clip(xy[:, ::-1]/layout.um, 0, layout.size - 1).astype(int).T
     return a[y, x]
 
+# %% ../../nbs/86_simulate.vesicles.ipynb #1d912583
 @pattern('Lipid droplets')
 def lipid_droplets(layout:CellLayout) -> np.ndarray:
     "Round, clustered, the large ones hollow"
