@@ -21,24 +21,32 @@ class _WeightAverage(Callback):
     remove_on_fetch, _only_train_loop = True, True
 
     def before_fit(self):
+        "Make the average"
         self.average = self.make(get_model(self.model))
         self.kept = None
 
     def before_validate(self):
+        "Swap the averaged weights in"
         if not self.average.n_averaged: return
         model = get_model(self.model)
         self.kept = {k: v.clone() for k, v in model.state_dict().items()}
         model.load_state_dict(self.average.module.state_dict())
 
     def after_epoch(self):
+        "Put the network's own weights back, except after the last epoch"
         last = self.epoch == self.n_epoch - 1
         if self.kept is not None and not last: get_model(self.model).load_state_dict(self.kept)
         self.kept = None
 
-    def state_dict(self): return self.average.state_dict()
-    def load_state_dict(self, state): self.average.load_state_dict(state)
+    def state_dict(self):
+        "The average, for `Checkpoint`"
+        return self.average.state_dict()
 
-# %% ../../nbs/45_train.averaging.ipynb #ab889565
+    def load_state_dict(self, state):
+        "Put the average back"
+        self.average.load_state_dict(state)
+
+# %% ../../nbs/45_train.averaging.ipynb #8a74b712
 class WeightEMA(_WeightAverage):
     "Validate and end with the exponential moving average of the weights over all steps"
     def __init__(self,
@@ -46,7 +54,9 @@ class WeightEMA(_WeightAverage):
     ):
         self.decay = decay
 
-    def make(self, model): return AveragedModel(model, multi_avg_fn=self._follow, use_buffers=True)
+    def make(self, model):
+        "An average that follows `model`"
+        return AveragedModel(model, multi_avg_fn=self._follow, use_buffers=True)
 
     def _follow(self, means, values, n):
         "Move averages towards the present values; the integer counters of batch norms are copied"
@@ -57,9 +67,10 @@ class WeightEMA(_WeightAverage):
         torch._foreach_lerp_(means, values, 1 - min(self.decay, (1 + n)/(10 + n)))
 
     def after_batch(self):
+        "Take the weights into the average"
         if self.training: self.average.update_parameters(get_model(self.model))
 
-# %% ../../nbs/45_train.averaging.ipynb #fbbfd329
+# %% ../../nbs/45_train.averaging.ipynb #b1eb3b5a
 class WeightSWA(_WeightAverage):
     "Validate and end with the plain mean of the weights after each of the last epochs"
     def __init__(self,
@@ -67,7 +78,10 @@ class WeightSWA(_WeightAverage):
     ):
         self.start = start
 
-    def make(self, model): return AveragedModel(model, use_buffers=True)
+    def make(self, model):
+        "A plain mean of states of `model`"
+        return AveragedModel(model, use_buffers=True)
 
     def after_train(self):
+        "Take the weights of a late epoch into the mean"
         if self.epoch + 1 > self.start*self.n_epoch: self.average.update_parameters(get_model(self.model))

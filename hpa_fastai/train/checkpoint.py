@@ -66,12 +66,14 @@ class Checkpoint(Callback):
         self.file, self.done = Path(file), 0
 
     def before_fit(self):
+        "Read the file, if there is one"
         self.state = self._read() if self.file.exists() else dict(values=[], seconds=[])
         self.done = len(self.state['values'])
         if self.done and not rank_distrib():
             print(f'{self.file.name}: {self.done} of {self.n_epoch} epochs are done; going on after them', flush=True)
 
     def before_epoch(self):
+        "Let a finished epoch pass, with its row of the log"
         self.began = time.time()
         if self.epoch >= self.done: return
         self.recorder.log = L(self.epoch, *self.state['values'][self.epoch])
@@ -79,6 +81,7 @@ class Checkpoint(Callback):
         raise CancelEpochException
 
     def after_epoch(self):
+        "Write the state, or put it in place after the last finished epoch"
         if self.epoch >= self.done: self._save()
         elif self.epoch == self.done - 1: self._restore()
 
@@ -167,11 +170,13 @@ class SaveBest(TrackerCallback):
         self.file = Path(file)
 
     def after_epoch(self):
+        "Write the weights of a new best epoch"
         super().after_epoch()
         checkpoint = getattr(self.learn, 'checkpoint', None)
         skipped = checkpoint is not None and self.epoch < checkpoint.done
         if self.new_best and not skipped and not rank_distrib(): save_weights(get_model(self.model), self.file)
 
     def after_fit(self):
+        "Load the best weights"
         super().after_fit()
         if self.file.exists(): load_weights(get_model(self.model), self.file)

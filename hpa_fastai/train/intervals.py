@@ -38,7 +38,7 @@ def bootstrap_weights(
     "Bootstrap samples, as weights of the images"
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), n_boot).astype(np.float32)
 
-# %% ../../nbs/42_train.intervals.ipynb #49d54c4c
+# %% ../../nbs/42_train.intervals.ipynb #6a317f42
 @dataclass
 class Bootstrap:
     "Macro F1 of several sets of decisions, on all images and on the same bootstrap samples of them"
@@ -46,7 +46,9 @@ class Bootstrap:
     boot_f1: np.ndarray # (n_boot, sets) macro F1 on each bootstrap sample
 
     @property
-    def drawn(self): return self.boot_f1 # another name of `boot_f1`
+    def drawn(self):
+        "Another name of `boot_f1`"
+        return self.boot_f1
 
 # %% ../../nbs/42_train.intervals.ipynb #ec6f12f6
 def bootstrap(

@@ -56,10 +56,11 @@ def best_precision(
         if capabilities.get('avx512_bf16') or capabilities.get('amx_bf16'): return 'bf16'
     return 'fp32'
 
-# %% ../../nbs/43_train.learner.ipynb #49d82f86
+# %% ../../nbs/43_train.learner.ipynb #3654e97d
 class AutoMixedPrecision(MixedPrecision):
     "fastai's `MixedPrecision`, on the device that the model is on"
     def before_fit(self):
+        "Set up autocasting and gradient scaling"
         device = next(self.model.parameters()).device.type
         fp16 = self.amp_mode == AMPMode.FP16
         self.autocast = torch.autocast(device, torch.float16 if fp16 else torch.bfloat16)
@@ -74,6 +75,7 @@ class EpochLog(CSVLogger):
     ): super().__init__(fname)
 
     def before_fit(self):
+        "Open the file, and write the header the first time"
         self.run = self.learn.logger is not noop # fastai skips `after_fit` as well, and then sets `run` again
         if not self.run: return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -83,6 +85,7 @@ class EpochLog(CSVLogger):
         self.old_logger, self.learn.logger = self.learn.logger, self._write_line
 
     def after_fit(self):
+        "Close the file"
         super().after_fit()
         self.file = self.old_logger = None # `learn.export` can't pickle a file, not even a closed one
 

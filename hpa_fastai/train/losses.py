@@ -78,6 +78,7 @@ class MultiLabelBCELoss(MultiLabelLoss):
         self._register(weight=weight, pos_weight=pos_weight)
 
     def loss(self, logits, targs):
+        "Cross-entropy of each answer"
         return F.binary_cross_entropy_with_logits(
             logits, targs, self.weight, pos_weight=self.pos_weight, reduction='none')
 
@@ -107,6 +108,7 @@ class MultiLabelFocalLoss(MultiLabelLoss):
             raise ValueError(f'alpha is {alpha}, but it must lie in 0 to 1; use weight for larger factors')
 
     def loss(self, logits, targs):
+        "Focal loss of each answer"
         log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)
         pos = -targs*log_p*(self.gamma*log_q).exp()
         neg = -(1 - targs)*log_q*(self.gamma*log_p).exp()
@@ -117,6 +119,7 @@ class MultiLabelFocalLoss(MultiLabelLoss):
 class SoftF1Loss(MultiLabelLoss):
     "1 − macro F1 of the batch, computed from probabilities; `reduction='none'` returns it per label"
     def loss(self, logits, targs):
+        "1 − soft F1 of each label"
         p = logits.sigmoid()
         return 1 - 2*(p*targs).sum(0)/(p.sum(0) + targs.sum(0)).clamp(min=1e-7)
 
@@ -127,7 +130,7 @@ def _jaccard_steps(targs):
     lost = 1 - (total - targs.cumsum(0))/(total + (1 - targs).cumsum(0))
     return torch.cat([lost[:1], lost[1:] - lost[:-1]])
 
-# %% ../../nbs/40_train.losses.ipynb #e16baaca
+# %% ../../nbs/40_train.losses.ipynb #22dc1471
 class LovaszHingeLoss(MultiLabelLoss):
     "Lovász hinge of each label over the batch, for targets of 0 and 1; `reduction='none'` returns it per label"
     def __init__(self,
@@ -139,6 +142,7 @@ class LovaszHingeLoss(MultiLabelLoss):
         self.symmetric = symmetric
 
     def loss(self, logits, targs):
+        "Lovász hinge of each label"
         errors, order = (1 - logits*(2*targs - 1)).sort(0, descending=True)
         targs = targs.gather(0, order)
         steps = _jaccard_steps(targs)
@@ -159,6 +163,7 @@ class HardNegativeLoss(MultiLabelLoss):
         self.least, self.most, self.more = least, most, more
 
     def loss(self, logits, targs):
+        "Cross-entropy of the kept answers of each label"
         kept = (targs > 0) | self._hardest(logits, targs > 0)
         return (F.binary_cross_entropy_with_logits(logits, targs, reduction='none')*kept).sum(0)/kept.sum(0)
 
@@ -183,7 +188,9 @@ class WrappedLoss(MultiLabelLoss):
         super().__init__(reduction, thresh)
         self.wrapped = wrapped
 
-    def loss(self, logits, targs): return self.wrapped(logits, targs)
+    def loss(self, logits, targs):
+        "What the wrapped module returns"
+        return self.wrapped(logits, targs)
 
 # %% ../../nbs/40_train.losses.ipynb #16f7da31
 def asymmetric_loss(
@@ -210,7 +217,9 @@ class SumLoss(MultiLabelLoss):
         if len(self.weights) != len(losses):
             raise ValueError(f'{len(losses)} losses but {len(self.weights)} weights; give one weight per loss')
 
-    def loss(self, logits, targs): return sum(w*l(logits, targs) for w, l in zip(self.weights, self.losses))
+    def loss(self, logits, targs):
+        "Weighted sum of the losses"
+        return sum(w*l(logits, targs) for w, l in zip(self.weights, self.losses))
 
 # %% ../../nbs/40_train.losses.ipynb #e164f6a3
 def bestfitting_loss() -> SumLoss:

@@ -81,10 +81,12 @@ class PlateauLR(TrackerCallback):
         self.patience, self.factor, self.min_lr = patience, factor, min_lr
 
     def before_fit(self):
+        "Begin to count"
         super().before_fit()
         self.wait = 0
 
     def after_epoch(self):
+        "Lower the rate when the last improvement was `patience` epochs ago"
         super().after_epoch()
         self.wait = 0 if self.new_best else self.wait + 1
         if self.wait < self.patience: return
