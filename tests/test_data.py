@@ -23,7 +23,8 @@ def data(tmp_path_factory):
     "Forty small samples as files and as a pack, with labels"
     path, rng = tmp_path_factory.mktemp('data'), np.random.default_rng(0)
     (path/'train').mkdir()
-    df = pd.DataFrame(dict(Id=[f'id{i:02}' for i in range(40)], Target=[' '.join(map(str, sorted(rng.choice(28, 2, False)))) for _ in range(40)]))
+    def label_set(): return ' '.join(map(str, sorted(rng.choice(28, 2, False))))
+    df = pd.DataFrame(dict(Id=[f'id{i:02}' for i in range(40)], Target=[label_set() for _ in range(40)]))
     for i in df.Id: np.save(path/'train'/f'{i}.npy', rng.integers(0, 256, (32, 32, 4), np.uint8))
     return df, build_pack(path/'train', path/'pack', size=32, workers=0, progress=False), path/'train'
 
@@ -69,7 +70,8 @@ def test_every_image_once(data):
 def test_two_loops_over_one_loader(data):
     dl = make(data).valid
     pairs = list(zip(dl, dl))
-    same([a for a, _ in pairs], list(dl)); same([b for _, b in pairs], list(dl))
+    same([a for a, _ in pairs], list(dl))
+    same([b for _, b in pairs], list(dl))
 
 class Nothing(Transform):
     "An item transform, so that items are opened one by one"
@@ -84,14 +86,21 @@ def test_worker_processes(data, item_tfms):
 
 def test_files_and_pack_agree_under_all_transforms(data):
     df, pack, folder = data
-    def batches(source): return list(rgby_dls(df, source, valid=.2, bs=8, crop=24, device='cpu', batch_tfms=rgby_augments(affine=True, blur=.5, noise=.5, cutout=.5, gamma=.2, yellow_drop=.2), seed=3).train)
+    def batches(source):
+        tfms = rgby_augments(affine=True, blur=.5, noise=.5, cutout=.5, gamma=.2, yellow_drop=.2)
+        return list(rgby_dls(df, source, valid=.2, bs=8, crop=24, device='cpu', batch_tfms=tfms, seed=3).train)
     same(batches(pack), batches(folder))
 
 def test_another_process_draws_the_same(data, tmp_path):
     df, pack, _ = data
     df.to_csv(tmp_path/'train.csv', index=False)
-    code = f"from hpa_fastai.data.block import rgby_dls; import zlib\nfor x, y in rgby_dls({str(tmp_path/'train.csv')!r}, {str(pack.path)!r}, bs=8, crop=24, device='cpu', seed=5).train: print(zlib.crc32(x.contiguous().numpy()), zlib.crc32(y.numpy()))"
-    a, b = (subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True).stdout for _ in range(2))
+    code = f'''import zlib
+from hpa_fastai.data.block import rgby_dls
+dls = rgby_dls({str(tmp_path/'train.csv')!r}, {str(pack.path)!r}, bs=8, crop=24, device='cpu', seed=5)
+for x, y in dls.train: print(zlib.crc32(x.contiguous().numpy()), zlib.crc32(y.numpy()))'''
+    command = [sys.executable, '-W', 'ignore', '-c', code]
+    def run(): return subprocess.run(command, capture_output=True, text=True, check=True)
+    a, b = run().stdout, run().stdout
     assert a == b and len(a.splitlines()) == 4
 
 def test_global_generators_are_left_alone(data):
@@ -103,7 +112,8 @@ def test_global_generators_are_left_alone(data):
 
 def test_export_holds_no_images(data, tmp_path):
     "fastai's own export pickles the loaders: Ids and the pack's path go in, no pixels"
-    learn = Learner(make(data), nn.Sequential(nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(4, 28)), path=tmp_path)
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(4, 28))
+    learn = Learner(make(data), net, path=tmp_path)
     for b in learn.dls.train: pass
     learn.export('learner.pkl')
     assert (tmp_path/'learner.pkl').stat().st_size < 200_000
@@ -120,14 +130,17 @@ def test_ranks_share_an_epoch(data, world_size):
         def _broadcast(self, t, rank): return t
     df, pack, _ = data
     repeats = 1 + 3*encode_targets(df.Target[8:])[:, 4].astype(float)
-    def part(rank): return [x for x, _ in Played(make(data, repeats=repeats, seed=1, drop_last=False).train.new(after_batch=[]), rank=rank, world_size=world_size)]
+    def part(rank):
+        dl = make(data, repeats=repeats, seed=1, drop_last=False).train.new(after_batch=[])
+        return [x for x, _ in Played(dl, rank=rank, world_size=world_size)]
     parts = [torch.cat(part(r)) for r in range(world_size)]
     assert len({len(o) for o in parts}) == 1
     drawn = Counter(o.numpy().tobytes() for p in parts for o in p)
-    expected = Counter({pack[i].transpose(2, 0, 1).tobytes(): int(k) for i, k in zip(pack.index(df.Id[8:]), repeats)})
+    rows = pack.index(df.Id[8:])
+    expected = Counter({pack[i].transpose(2, 0, 1).tobytes(): int(k) for i, k in zip(rows, repeats)})
     assert not expected - drawn and (drawn - expected).total() < world_size
 
-def test_draw_keeps_its_promise():
+def test_epoch_keeps_to_its_repeats():
     rng = np.random.default_rng(0)
     for _ in range(200):
         repeats = rng.gamma(.5, 2, rng.integers(1, 50))
@@ -136,8 +149,24 @@ def test_draw_keeps_its_promise():
         assert times.sum() == round(repeats.sum())
         assert (times >= np.floor(repeats - 1e-9)).all() and (times <= np.ceil(repeats + 1e-9)).all()
 
-def test_wrong_number_of_draws(data):
+def test_wrong_number_of_repeats(data):
     with pytest.raises(DataError, match='repeats has 3 numbers for 32 images'): make(data, repeats=[1, 2, 3])
+
+def test_labels_in_and_out_as_a_matrix(data):
+    df, pack, _ = data
+    targets = encode_targets(df.Target)
+    dls = make((df[['Id']], pack, None), targets=targets)
+    same(list(dls.valid), list(make(data).valid))
+    assert (dls.train.targs == targets[8:]).all() and (dls.valid.targs == targets[:8]).all()
+
+def test_loaders_of_another_source_leave_the_first_alone(data):
+    "Also after the epoch has begun, and with the same pack"
+    df, pack, folder = data
+    dls = make(data)
+    batches = iter(dls.valid)
+    first_half = source_dl(dls, folder, df.Id[:4]).one_batch()[0]
+    x, _ = next(batches)
+    assert torch.equal(first_half, x[:4]) and dls.valid.reader.source is pack
 
 def test_pool_under_threads():
     "No two threads ever hold the same memory"

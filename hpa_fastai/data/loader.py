@@ -109,11 +109,11 @@ def _target(self:PackDL, i):
     if all(isinstance(o, Tensor) and o.numel() <= 1000 for o in ys): self._targets[i] = ys
     return ys
 
-# %% ../../nbs/26_data.loader.ipynb #62c21d41
+# %% ../../nbs/26_data.loader.ipynb #0a29d7b2
 @patch(as_prop=True)
 def targs(self:PackDL) -> np.ndarray: # (images, labels) of 0 and 1, float32
     "Labels of all items as a matrix; raises `DataError` for a loader without labels"
-    if len(self.dataset.tls) < 2:
+    if len(getattr(self.dataset, 'tls', [])) < 2:
         raise DataError('this loader has no labels; ask dls.train or dls.valid, or make it with '
                         'dls.test_dl(rows, with_labels=True)')
     return np.stack([to_np(self._target(i)[0]) for i in range(len(self.dataset))])
