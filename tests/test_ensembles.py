@@ -10,7 +10,7 @@ from hpa_fastai.files import write_json
 from hpa_fastai.train.metrics import macro_f1, mean_average_precision
 from hpa_fastai.decide.rules import MeanRule, Serializable, cross_decide
 from hpa_fastai.decide.ensembles import ENSEMBLES, FITTED_ENSEMBLES, cross_predict, load_ensemble, make_ensemble
-from hpa_fastai.runs.combine import fit_ensemble_rule
+from hpa_fastai.decide.outcome import fit_ensemble_rule
 
 FITTED = [o for o in FITTED_ENSEMBLES if o != 'boosting' or find_spec('lightgbm')]   # LightGBM is an extra
 

@@ -21,7 +21,7 @@ from fastai.vision.all import F, torch
 
 from ..labels import DataError
 from ..images.samples import composite
-from ..data.symmetries import dihedral_views
+from ..data.symmetries import dihedral_views, undo_symmetry
 
 # %% ../../nbs/62_explain.gradcam.ipynb #e0999b9a
 @contextmanager
@@ -42,12 +42,6 @@ def _view_heat(model, layer, x, labels, pool):
     if pool: gradient = gradient.mean((2, 3), keepdim=True)
     return F.relu((gradient*features).sum(1, keepdim=True)).detach().float()
 
-# %% ../../nbs/62_explain.gradcam.ipynb #8cd15518
-def _turned_back(x, k):
-    "Undo view `k` of `dihedral_views`"
-    x = torch.rot90(x, -(k % 4), (-2, -1))
-    return x.flip(-1) if k >= 4 else x
-
 # %% ../../nbs/62_explain.gradcam.ipynb #ab23f7b2
 def grad_cam(
     model, # `nn.Sequential(body, head)` as from `rgby_model`; or any network that gives logits, with `layer`
@@ -65,7 +59,7 @@ def grad_cam(
         for k, view in enumerate(dihedral_views(x, n)):
             one = _view_heat(model, layer or model[0], view, labels, pool)
             large = F.interpolate(one, size=x.shape[-2:], mode='bilinear', align_corners=False)
-            heat = heat + _turned_back(large, k)[:, 0]
+            heat = heat + undo_symmetry(large, k)[:, 0]
     return (heat/heat.amax((1, 2), keepdim=True).clamp(min=1e-12)).cpu().numpy()
 
 # %% ../../nbs/62_explain.gradcam.ipynb #40706259

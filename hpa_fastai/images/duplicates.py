@@ -18,11 +18,10 @@ import cv2
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from ..workers import map_threads
 from .samples import show_samples
+from .splits import join_pairs
 
 # %% ../../nbs/14_images.duplicates.ipynb #74fbbe95
 def perceptual_hash(
@@ -71,9 +70,8 @@ def duplicate_groups(
     distance:int=NEAR_DUPLICATE_BITS # Largest number of differing bits
 ) -> np.ndarray: # (n,) group number of each row; an image without near-duplicates is a group of its own
     "Give near-duplicates the same group number"
-    pairs, n = near_pairs(hashes, distance=distance), len(hashes)
-    graph = coo_array((np.ones(len(pairs)), (pairs.i, pairs.j)), shape=(n, n))
-    return connected_components(graph, directed=False)[1]
+    pairs = near_pairs(hashes, distance=distance)
+    return join_pairs(pairs.i, pairs.j, len(hashes))
 
 # %% ../../nbs/14_images.duplicates.ipynb #ecb4ea33
 @dataclass
