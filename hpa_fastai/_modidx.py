@@ -1122,6 +1122,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'hpa_fastai.runs.folder.read_config': ('runs.folder.html#read_config', 'hpa_fastai/runs/folder.py'),
                                         'hpa_fastai.runs.folder.read_ensemble': ( 'runs.folder.html#read_ensemble',
                                                                                   'hpa_fastai/runs/folder.py'),
+                                        'hpa_fastai.runs.folder.read_networks': ( 'runs.folder.html#read_networks',
+                                                                                  'hpa_fastai/runs/folder.py'),
                                         'hpa_fastai.runs.folder.save_config': ('runs.folder.html#save_config', 'hpa_fastai/runs/folder.py'),
                                         'hpa_fastai.runs.folder.write_decisions': ( 'runs.folder.html#write_decisions',
                                                                                     'hpa_fastai/runs/folder.py'),

@@ -5,10 +5,12 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 
 scripts = Path(sysconfig.get_path('scripts'))
-toy = ['--folds', '2', '--epochs', '2', '--device', 'cpu', '--recipe', 'demo', '--set', 'size=64 bs=16 body=test_resnet model_args={}']
+toy = ['--folds', '2', '--epochs', '2', '--device', 'cpu', '--recipe', 'demo',
+       '--set', 'size=64 bs=16 body=test_resnet model_args={}']
 
 def command(name, *args): return [str(scripts/name), *map(str, args)]
-def run(name, *args, **env): return subprocess.run(command(name, *args), capture_output=True, text=True, env={**os.environ, **env})
+def run(name, *args, **env):
+    return subprocess.run(command(name, *args), capture_output=True, text=True, env={**os.environ, **env})
 def train(data, out, *more, **env): return run('hpa-train', '--data', data, '--out', out, *toy, *more, **env)
 
 @pytest.fixture(scope='module')
@@ -25,8 +27,9 @@ def finished(data, tmp_path_factory):
     assert not done.returncode, done.stderr
     return out
 
-def results(run): return {f: (run/f).read_bytes() for f in ('submission.csv', 'folds.csv', 'thresholds.json', 'recipe.yaml')} | \
-                         {f: pd.read_parquet(run/f) for f in ('oof.parquet', 'test.parquet')}
+def results(run):
+    files = {f: (run/f).read_bytes() for f in ('submission.csv', 'folds.csv', 'thresholds.json', 'recipe.yaml')}
+    return files | {f: pd.read_parquet(run/f) for f in ('oof.parquet', 'test.parquet')}
 
 def assert_same(a, b):
     for f, x in results(a).items():
@@ -35,8 +38,10 @@ def assert_same(a, b):
         else: pd.testing.assert_frame_equal(x, y, check_exact=True)
 
 def test_the_run_holds_what_it_promises(data, finished):
-    for f in ('recipe.yaml', 'folds.csv', 'fold0/model.safetensors', 'fold0/log.csv', 'fold1/model.safetensors', 'oof.parquet', 'test.parquet',
-              'thresholds.json', 'scores.json', 'submission.csv', 'batch.png', 'f1.png', 'curves.png'): assert (finished/f).stat().st_size, f
+    for f in ('recipe.yaml', 'folds.csv', 'fold0/model.safetensors', 'fold0/log.csv', 'fold1/model.safetensors',
+              'oof.parquet', 'test.parquet', 'thresholds.json', 'scores.json', 'submission.csv', 'batch.png', 'f1.png',
+              'curves.png'):
+        assert (finished/f).stat().st_size, f
     scores = json.loads((finished/'scores.json').read_text())
     assert 0 <= scores['macro_f1'] <= 1 and 0 < scores['macro_f1_floor'] < .3
     assert len(scores['classes']) == 28 and {'train', 'predict'} <= set(scores['seconds'])
@@ -59,7 +64,8 @@ def killed_when(args, happened, timeout=240):
     process = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     end = time.time() + timeout
     while not happened():
-        assert process.poll() is None, f'ended before it could be killed: {process.stderr.read().decode()[-2000:]}'
+        if process.poll() is not None:
+            raise AssertionError(f'ended before it could be killed: {process.stderr.read().decode()[-2000:]}')
         assert time.time() < end, 'never came to the point where it was to be killed'
         time.sleep(.002)
     process.kill()
@@ -68,10 +74,12 @@ def killed_when(args, happened, timeout=240):
 @pytest.mark.parametrize('moment', ['packing', 'training', 'predicting'])
 def test_killed_and_started_again(data, finished, tmp_path, moment):
     out = tmp_path/'run'
-    happened = dict(packing=lambda: any((out/'packs').glob('*/*')) or any((out/'packs').glob('*')),
-                    training=lambda: (out/'fold0/log.csv').exists() and len((out/'fold0/log.csv').read_text().splitlines()) > 1,
-                    predicting=lambda: (out/'fold0/model.safetensors').exists())[moment]
-    killed_when(command('hpa-train', '--data', data, '--out', out, *toy), happened)
+    log = out/'fold0/log.csv'
+    def packing(): return any((out/'packs').glob('*'))
+    def training(): return log.exists() and len(log.read_text().splitlines()) > 1
+    def predicting(): return (out/'fold0/model.safetensors').exists()
+    happened = dict(packing=packing, training=training, predicting=predicting)
+    killed_when(command('hpa-train', '--data', data, '--out', out, *toy), happened[moment])
     assert not (out/'submission.csv').exists()
     done = train(data, out)
     assert not done.returncode, done.stderr
@@ -83,18 +91,24 @@ def test_other_arguments_are_refused(data, finished):
 
 def test_before_there_are_folds_other_arguments_are_welcome(data, tmp_path):
     for bs in 16, 8:
-        done = train(data, tmp_path/'run', '--set', f'size=64 bs={bs} body=test_resnet model_args={{}} validation=groups')
+        changes = f'size=64 bs={bs} body=test_resnet model_args={{}} validation=groups'
+        done = train(data, tmp_path/'run', '--set', changes)
         assert done.returncode == 2 and 'no column group' in done.stderr
         assert f'bs: {bs}\n' in (tmp_path/'run/recipe.yaml').read_text()
 
 def test_predict(data, finished, tmp_path):
-    done = run('hpa-predict', '--run', finished, '--images', data/'test', '--out', tmp_path/'labels.csv', '--device', 'cpu')
+    done = run('hpa-predict', '--run', finished, '--images', data/'test', '--out', tmp_path/'labels.csv',
+               '--device', 'cpu')
     assert not done.returncode, done.stderr
     got = pd.read_csv(tmp_path/'labels.csv').set_index('Id')
     expected = pd.read_parquet(finished/'test.parquet').set_index('Id')
-    assert np.abs(got.loc[expected.index, expected.columns] - expected).to_numpy().max() < .02     # in full precision here
+    difference = got.loc[expected.index, expected.columns] - expected
+    assert np.abs(difference).to_numpy().max() < .02
 
 # ---- bad input ----
+
+damages = ['missing channel file', 'truncated png', 'wrong size', 'composite', 'unknown label', 'duplicate id',
+           'empty target', 'missing column', 'not utf-8', 'empty folder']
 
 def spoil(data, to, what):
     "A copy of the data set, spoilt in one place; what the message must hold"
@@ -103,19 +117,29 @@ def spoil(data, to, what):
     sid = lines[5].split(',')[0]
     file = to/f'train/{sid}_blue.png'
     img = np.asarray(Image.open(file))
-    def rewrite(i, line): (to/'train.csv').write_text('\n'.join([*lines[:i], line, *lines[i+1:]]) + '\n')
-    if what == 'missing channel file': file.unlink(); return file.name
-    if what == 'truncated png': file.write_bytes(file.read_bytes()[:99]); return file.name
-    if what == 'wrong size': Image.fromarray(img[:-3]).save(file); return file.name
-    if what == 'composite': Image.fromarray(np.random.default_rng(0).integers(0, 255, (*img.shape, 3), np.uint8)).save(file); return file.name
-    if what == 'unknown label': rewrite(5, f'{sid},99'); return 'line 6'
-    if what == 'duplicate id': rewrite(6, f'{sid},1'); return 'line 7'
-    if what == 'empty target': rewrite(5, f'{sid},'); return 'line 6'
-    if what == 'missing column': rewrite(0, 'Id,Label'); return 'Target'
-    if what == 'not utf-8': (to/'train.csv').write_bytes((to/'train.csv').read_bytes() + b'\xff\xfe,1\n'); return 'UTF-8'
-    if what == 'empty folder': shutil.rmtree(to/'train'); (to/'train').mkdir(); return 'holds no images'
+    def rewrite(i, line, says):
+        (to/'train.csv').write_text('\n'.join([*lines[:i], line, *lines[i+1:]]) + '\n')
+        return says
+    if what == 'unknown label': return rewrite(5, f'{sid},99', 'line 6')
+    if what == 'duplicate id': return rewrite(6, f'{sid},1', 'line 7')
+    if what == 'empty target': return rewrite(5, f'{sid},', 'line 6')
+    if what == 'missing column': return rewrite(0, 'Id,Label', 'Target')
+    if what == 'not utf-8':
+        (to/'train.csv').write_bytes((to/'train.csv').read_bytes() + b'\xff\xfe,1\n')
+        return 'UTF-8'
+    if what == 'empty folder':
+        shutil.rmtree(to/'train')
+        (to/'train').mkdir()
+        return 'holds no images'
+    if what == 'missing channel file': file.unlink()
+    if what == 'truncated png': file.write_bytes(file.read_bytes()[:99])
+    if what == 'wrong size': Image.fromarray(img[:-3]).save(file)
+    if what == 'composite':
+        colours = np.random.default_rng(0).integers(0, 255, (*img.shape, 3), np.uint8)
+        Image.fromarray(colours).save(file)
+    return file.name
 
-@pytest.mark.parametrize('what', ['missing channel file', 'truncated png', 'wrong size', 'composite', 'unknown label', 'duplicate id', 'empty target', 'missing column', 'not utf-8', 'empty folder'])
+@pytest.mark.parametrize('what', damages)
 def test_bad_input_is_one_clear_line(data, tmp_path, what):
     said = spoil(data, tmp_path/'data', what)
     done = train(tmp_path/'data', tmp_path/'run')
@@ -128,13 +152,18 @@ def test_sixteen_bits_are_understood(data, tmp_path):
     "The same images with 16 bits give the same pack"
     from hpa_fastai.images.samples import find_samples, open_rgby
     sid, source = next(iter(find_samples(data/'test').items()))
-    for c, f in source.items(): Image.fromarray(np.asarray(Image.open(f)).astype(np.uint16)*257).save(tmp_path/f.name)
+    for f in source.values():
+        Image.fromarray(np.asarray(Image.open(f)).astype(np.uint16)*257).save(tmp_path/f.name)
     assert np.array_equal(open_rgby(find_samples(tmp_path)[sid]), open_rgby(source))
 
-@pytest.mark.skipif(not Path('/dev/full').exists() or not hasattr(os, 'geteuid') or os.geteuid() != 0 or not shutil.which('mount'), reason='a small disk can be made by root on Linux only')
+may_mount = Path('/dev/full').exists() and hasattr(os, 'geteuid') and os.geteuid() == 0 and shutil.which('mount')
+
+@pytest.mark.skipif(not may_mount, reason='a small disk can be made by root on Linux only')
 def test_no_space_left(data, tmp_path):
-    small = tmp_path/'small'; small.mkdir()
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=300k', 'none', small], capture_output=True).returncode: pytest.skip('no small disk can be mounted here')
+    small = tmp_path/'small'
+    small.mkdir()
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=300k', 'none', small]
+    if subprocess.run(mount, capture_output=True).returncode: pytest.skip('no small disk can be mounted here')
     try:
         done = train(data, small/'run')
         assert done.returncode == 2 and 'space' in done.stderr and 'Traceback' not in done.stderr, done.stderr

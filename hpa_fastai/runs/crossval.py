@@ -39,19 +39,20 @@ def decide_folds(
     write_decisions(out/'oof.csv', data.train.Id, job.folds, data.targs, outcome.decided)
     return outcome
 
-# %% ../../nbs/76_runs.crossval.ipynb #85d3cc98
+# %% ../../nbs/76_runs.crossval.ipynb #2b781aa2
 def save_plots(
     job, # A `RunJob` whose folds are done
-    outcome # Its `Outcome`
+    outcome, # Its `Outcome`
+    scores:dict # Its scores, from `Outcome.scores`
 ):
     "Save f1.png and curves.png"
-    scores = outcome.scores()
     ax = plot_f1(outcome.table(intervals=True, n_boot=100))
     ax.axvline(scores['macro_f1'], color='k', lw=1)
     ax.axvline(scores['macro_f1_floor'], color='k', lw=1, ls=':')
     ax.set_title(f"macro F1 {scores['macro_f1']:.3f}, floor {scores['macro_f1_floor']:.3f} (dotted)", fontsize=8)
     with whole_file(job.out/'f1.png') as tmp: ax.figure.savefig(tmp, dpi=80)
-    axs = plot_logs([pd.read_csv(job.out/f'fold{k}/log.csv') for k in range(job.recipe.folds)])
+    logs = [pd.read_csv(job.out/f'fold{k}/log.csv') for k in range(job.recipe.folds)]
+    axs = plot_logs(logs, metrics=['macro_f1', 'mean_ap'])
     with whole_file(job.out/'curves.png') as tmp: axs[0].figure.savefig(tmp, dpi=80)
     for o in (ax, axs[0]): plt.close(o.figure)
 
@@ -79,8 +80,8 @@ def cross_validate(
     for k in range(recipe.folds): job.run_fold(k)
     with timer('decide'):
         outcome = decide_folds(job)
-        save_plots(job, outcome)
-    scores = outcome.scores()
+        scores = outcome.scores()
+        save_plots(job, outcome, scores)
     write_json(out/'scores.json', {**scores, 'seconds': timer.seconds})
     print(scores_line(scores))
     return scores

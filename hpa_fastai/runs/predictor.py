@@ -19,12 +19,12 @@ from fastai.vision.all import default_device, patch, progress_bar, torch
 
 from ..labels import DataError, LABELS
 from ..files import whole_file
-from ..images.samples import find_samples, open_rgby, resize_rgby
+from ..images.samples import find_samples, open_rgby, resize_rgby, TensorRGBY
+from ..data.normalize import StainNormalize
 from ..models.factory import rgby_model
 from ..train.learner import best_precision
 from ..decide.tta import DihedralTTA
-from ..decide.rules import load_rule
-from .folder import read_config, read_ensemble
+from .folder import read_ensemble, read_networks
 
 # %% ../../nbs/74_runs.predictor.ipynb #40bfb1a1
 class Predictor:
@@ -42,12 +42,11 @@ class Predictor:
         self.device = torch.device(device or default_device())
         self.models = [m.to(self.device, memory_format=torch.channels_last).eval() for m in models]
         self.rule, self.size, self.labels, self.views = rule, size, list(labels), views or {}
-        self.mean, self.std = (torch.tensor(np.asarray(o), dtype=torch.float32, device=self.device).view(1, 4, 1, 1)
-                               for o in (mean, std))
+        self.normalise = StainNormalize((mean, std))
         dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(best_precision(self.device))
         self.autocast = torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
-# %% ../../nbs/74_runs.predictor.ipynb #d98adba5
+# %% ../../nbs/74_runs.predictor.ipynb #1e142ca4
 @patch(cls_method=True)
 def load(cls:Predictor,
     run, # Folder of a finished run
@@ -56,13 +55,10 @@ def load(cls:Predictor,
     "Read a trained run; raises `DataError`"
     run = Path(run)
     if (run/'ensemble.json').exists(): return EnsemblePredictor.of(run, device)
-    config = read_config(run)
-    files = sorted(run.glob('fold*/model.safetensors'), key=lambda o: int(o.parent.name[4:]))
-    if not files or not (run/'thresholds.json').exists():
-        raise DataError(f'{run}: the run is not finished; start the same hpa-train again, it goes on')
-    models = [rgby_model(**{**config['model'], 'weights': f}) for f in files]
-    return cls(models, load_rule(run/'thresholds.json'), config['size'], config['mean'], config['std'],
-               config['labels'], device, config.get('views'))
+    config, weights, rule = read_networks(run)
+    models = [rgby_model(**{**config['model'], 'weights': o}) for o in weights]
+    return cls(models, rule, config['size'], config['mean'], config['std'], config['labels'], device,
+               config.get('views'))
 
 # %% ../../nbs/74_runs.predictor.ipynb #87ebfcde
 @patch
@@ -72,12 +68,12 @@ def prepare(self:Predictor,
     "Resize an image as it was for training"
     return resize_rgby(img, self.size)
 
-# %% ../../nbs/74_runs.predictor.ipynb #96c46eca
+# %% ../../nbs/74_runs.predictor.ipynb #f95ce6ad
 @patch
 def _normalise(self:Predictor, prepared):
     "Prepared images as one normalised batch on the device"
     x = torch.from_numpy(np.stack(prepared)).to(self.device).permute(0, 3, 1, 2)
-    return (x.float()/255 - self.mean)/self.std
+    return self.normalise(TensorRGBY(x), split_idx=1).as_subclass(torch.Tensor)
 
 # %% ../../nbs/74_runs.predictor.ipynb #9418cc24
 @patch
