@@ -109,7 +109,7 @@ def show_patterns(
     for ax in axs.flat: ax.axis('off')
     for (name,o),ax in zip(tiles, axs.flat):
         ax.imshow(_over_cells(name, size, um, o))
-        ax.set_title(fill(name, 24), fontsize=10)
+        ax.set_title(fill(name, 30), fontsize=9)
     fig.tight_layout()
 
 # %% ../../nbs/84_simulate.patterns.ipynb #e7c6de95
