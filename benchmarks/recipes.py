@@ -34,7 +34,7 @@ from hpa_fastai.labels import encode_targets, read_labels
 from hpa_fastai.train.metrics import macro_f1
 from hpa_fastai.models.factory import NETWORKS
 from hpa_fastai.runs.recipes import RECIPES, load_recipe
-from hpa_fastai.decide.rules import Rule
+from hpa_fastai.decide.rules import RULES
 from hpa_fastai.runs.folder import RunFolder
 from hpa_fastai.data.sampling import SAMPLING
 from hpa_fastai.simulate.dataset import simulate_dataset
@@ -89,7 +89,7 @@ def scaled(recipe, df, budget, folds, bs=32):
 
 def by_rule(run):
     "Macro F1 of a run's networks under several kinds of thresholds, each fitted on the other folds"
-    def score(name): return macro_f1(cross_decide(lambda p, t, f: Rule.kinds[name]().fit(p, t), run.probs, run.targs, run.folds), run.targs)
+    def score(name): return macro_f1(cross_decide(lambda p, t, f: RULES[name]().fit(p, t), run.probs, run.targs, run.folds), run.targs)
     return {name: round(float(score(name)), 4) for name in ('FixedRule', 'GlobalRule', 'ClassRule', 'RatioRule', 'ShrinkRule', 'SoftF1Rule', 'MeanRule')}
 
 
@@ -98,7 +98,7 @@ def by_ensemble(path, data):
     run, truth = RunFolder(path), pd.read_csv(data/'solution.csv', dtype=str)
     targs = encode_targets(truth.Target)
     each = np.stack([read_probs(o, truth.Id)[1] for o in sorted(path.glob('fold*/test.parquet'))])
-    def score(how): return macro_f1(ensemble_decide(how, Rule.kinds['GlobalRule']().fit(to_ensemble_scale(how, run.probs, run.folds), run.targs), each), targs)
+    def score(how): return macro_f1(ensemble_decide(how, RULES['GlobalRule']().fit(to_ensemble_scale(how, run.probs, run.folds), run.targs), each), targs)
     return {how: round(float(score(how)), 4) for how in ENSEMBLES}
 
 

@@ -1620,8 +1620,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'hpa_fastai/train/intervals.py'),
                                             'hpa_fastai.train.intervals.Bootstrap.difference': ( 'train.intervals.html#bootstrap.difference',
                                                                                                  'hpa_fastai/train/intervals.py'),
-                                            'hpa_fastai.train.intervals.Bootstrap.drawn': ( 'train.intervals.html#bootstrap.drawn',
-                                                                                            'hpa_fastai/train/intervals.py'),
                                             'hpa_fastai.train.intervals.Bootstrap.interval': ( 'train.intervals.html#bootstrap.interval',
                                                                                                'hpa_fastai/train/intervals.py'),
                                             'hpa_fastai.train.intervals.Bootstrap.sd': ( 'train.intervals.html#bootstrap.sd',

@@ -32,7 +32,7 @@ def check_decisions(
     "Check the names that a recipe decides by; raises `DataError`"
     if recipe.ensemble not in ENSEMBLES:
         raise DataError(f'recipe {recipe.name}: no ensemble {recipe.ensemble!r}; there are {", ".join(ENSEMBLES)}')
-    rules = ['auto', *Rule.kinds]
+    rules = ['auto', *RULES]
     if recipe.thresholds not in rules:
         raise DataError(f'recipe {recipe.name}: no thresholds {recipe.thresholds!r}; there are {", ".join(rules)}')
 

@@ -83,7 +83,6 @@ class Rule(Serializable):
     "One threshold for each label; a subclass finds them in `_thresholds`"
     state = ('thresholds',)
     thresholds = None
-    kinds = RULES   # the registry under the class's own name
 
     def __init_subclass__(cls):
         super().__init_subclass__()

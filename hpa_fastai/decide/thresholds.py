@@ -38,7 +38,7 @@ def held_out_score(
     probs, targs = as_matrices(probs, targs)
     decisions = [cross_decide(fit, probs, targs, folds, seed + i) for i in range(repeats)]
     mean = float(np.mean([macro_f1(d, targs) for d in decisions]))
-    drawn = bootstrap(decisions, targs, seed=seed).drawn.mean(1)
+    drawn = bootstrap(decisions, targs, seed=seed).boot_f1.mean(1)
     sd = float(drawn.std()*np.sqrt(1 + (len(targs)/n_test if n_test else 0)))
     half = normal_quantile(level)*sd
     in_sample = macro_f1(fit(probs, targs).predict(probs), targs)

@@ -99,7 +99,7 @@ def keep_folds(
     "Make the folds of a run once, and read them afterwards; raises `DataError`"
     path, train = Path(path), data.train
     if not path.exists():
-        folds = validation_rule(validation)(train, pack, n_folds=n_folds, seed=seed)
+        folds = validation_rule(validation)(train, pack, n_folds=n_folds, seed=seed, targets=data.targs)
         with whole_file(path) as tmp: folds[['Id', 'fold']].to_csv(tmp, index=False)
     folds = read_csv_checked(path, ['Id', 'fold']).set_index('Id').fold.astype(int)
     if set(folds.index) != set(train.Id):

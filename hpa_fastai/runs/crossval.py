@@ -46,10 +46,8 @@ def save_plots(
     scores:dict # Its scores, from `Outcome.scores`
 ):
     "Save f1.png and curves.png"
-    ax = plot_f1(outcome.table(intervals=True, n_boot=100))
-    ax.axvline(scores['macro_f1'], color='k', lw=1)
-    ax.axvline(scores['macro_f1_floor'], color='k', lw=1, ls=':')
-    ax.set_title(f"macro F1 {scores['macro_f1']:.3f}, floor {scores['macro_f1_floor']:.3f} (dotted)", fontsize=8)
+    ax = plot_f1(outcome.table(), lines={'macro F1': scores['macro_f1'], 'floor': scores['macro_f1_floor']})
+    ax.set_xlabel('F1 out of sample')
     with whole_file(job.out/'f1.png') as tmp: ax.figure.savefig(tmp, dpi=80)
     logs = [pd.read_csv(job.out/f'fold{k}/log.csv') for k in range(job.recipe.folds)]
     axs = plot_logs(logs, metrics=['macro_f1', 'mean_ap'])

@@ -15,7 +15,7 @@ from functools import partial
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.vision.all import DataLoaders, L, Learner, set_seed
 
-from ..labels import DataError, encode_targets
+from ..labels import DataError
 from ..data.augment import rgby_augments
 from ..data.sampling import SAMPLING, sampling_rule
 from ..data.block import rgby_dls
@@ -62,13 +62,10 @@ def recipe_dls(
 ) -> DataLoaders:
     "Make the batches that a recipe describes, for one fold"
     repeats = sampling_rule(recipe.sampling)
-    if repeats:
-        if targs is None: targs = encode_targets(train.Target)
-        learnt = ~train.Id.isin(set(held_out)).to_numpy()
-        repeats = repeats(targs[learnt], **recipe.sampling_args)
+    if repeats: repeats = partial(repeats, **recipe.sampling_args)
     tfms = rgby_augments(**recipe.augment, stats=pack.stats())
     return rgby_dls(train, pack, valid=list(held_out), bs=recipe.bs, crop=recipe.crop or None, repeats=repeats,
-                    batch_tfms=tfms, seed=recipe.seed, device=device)
+                    targets=targs, batch_tfms=tfms, seed=recipe.seed, device=device)
 
 # %% ../../nbs/71_runs.setup.ipynb #991adb63
 def focal_loss(

@@ -45,11 +45,6 @@ class Bootstrap:
     f1: np.ndarray # (sets,) macro F1 on all images
     boot_f1: np.ndarray # (n_boot, sets) macro F1 on each bootstrap sample
 
-    @property
-    def drawn(self):
-        "Another name of `boot_f1`"
-        return self.boot_f1
-
 # %% ../../nbs/42_train.intervals.ipynb #ec6f12f6
 def bootstrap(
     decisions, # List of decisions, each (images, labels), bool
