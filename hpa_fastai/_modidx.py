@@ -335,6 +335,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'hpa_fastai/decide/ensembles.py'),
                                              'hpa_fastai.decide.ensembles.Ensemble': ( 'decide.ensembles.html#ensemble',
                                                                                        'hpa_fastai/decide/ensembles.py'),
+                                             'hpa_fastai.decide.ensembles.Ensemble.__init_subclass__': ( 'decide.ensembles.html#ensemble.__init_subclass__',
+                                                                                                         'hpa_fastai/decide/ensembles.py'),
                                              'hpa_fastai.decide.ensembles.Ensemble._predict': ( 'decide.ensembles.html#ensemble._predict',
                                                                                                 'hpa_fastai/decide/ensembles.py'),
                                              'hpa_fastai.decide.ensembles.Ensemble.fit': ( 'decide.ensembles.html#ensemble.fit',

@@ -21,7 +21,7 @@ from ..labels import DataError
 from ..train.metrics import macro_f1, mean_average_precision
 from ..train.intervals import class_report
 from .submission import check_submission, write_submission
-from .rules import constant_floor, cross_decide, Rule
+from .rules import constant_floor, cross_decide, Rule, RULES
 from .thresholds import fit_rule
 from .ensembles import cross_predict, ensemble_decide, ENSEMBLES, make_ensemble, to_ensemble_scale
 

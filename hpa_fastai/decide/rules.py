@@ -149,7 +149,7 @@ def rule_from_dict(
     try: rule = Serializable.from_dict(d)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise DataError(f'not a threshold rule ({type(e).__name__}: {e}); write one with Rule.save') from None
-    if not isinstance(rule, Rule):
+    if type(rule).__name__ not in RULES:
         raise DataError(f'not a threshold rule but {type(rule).__name__}; write one with Rule.save')
     return rule
 

@@ -72,16 +72,18 @@ class EpochLog(CSVLogger):
     "One CSV for all fits of a learner, one row per epoch; quiet during `validate`, `get_preds` and `no_logging`"
     def __init__(self,
         fname='log.csv' # File below the learner's `path`
-    ): super().__init__(fname)
+    ):
+        super().__init__(fname)
+        self.begun = False # not fastai's `append`: setting that during a fit makes fastai warn
 
     def before_fit(self):
         "Open the file, and write the header the first time"
         self.run = self.learn.logger is not noop # fastai skips `after_fit` as well, and then sets `run` again
         if not self.run: return
         self.path.mkdir(parents=True, exist_ok=True)
-        self.file = (self.path/self.fname).open('a' if self.append else 'w', encoding='utf-8')
-        if not self.append: self.file.write(','.join(self.recorder.metric_names) + '\n')
-        self.append = True
+        self.file = (self.path/self.fname).open('a' if self.begun else 'w', encoding='utf-8')
+        if not self.begun: self.file.write(','.join(self.recorder.metric_names) + '\n')
+        self.begun = True
         self.old_logger, self.learn.logger = self.learn.logger, self._write_line
 
     def after_fit(self):
