@@ -1,7 +1,7 @@
 """How often an epoch shows each image, so that rare labels are seen often enough
 
-In the competition's labels, *Nucleoplasm* stands on 12,885 images and *Rods & rings* on 11. An epoch that shows each
-image once gives your network eleven of the latter in a thousand batches. You can answer that in the loss (see
+In the competition's labels, *Nucleoplasm* stands on 12,885 images and *Rods & rings* on 11. An epoch that shows
+each image once gives your network eleven of the latter in a thousand batches. You can answer that in the loss (see
 `hpa_fastai.train.losses`), or here, by repeating images of rare labels. Each rule of this chapter turns the label
 sets into one number per image: how often an epoch shows it, on average. `rgby_dls` takes the rule as `repeats`."""
 
