@@ -8,17 +8,37 @@ root = Path(__file__).parent
 parser = ConfigParser(delimiters=['='])
 parser.read(root/'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
-version = re.search(r'^__version__\s*=\s*["\'](.+?)["\']', (root/'hpa_fastai/__init__.py').read_text(encoding='utf-8'), re.M)[1]
-statuses = {'3': 'Development Status :: 3 - Alpha', '4': 'Development Status :: 4 - Beta', '5': 'Development Status :: 5 - Production/Stable'}
+init = (root/'hpa_fastai/__init__.py').read_text(encoding='utf-8')
+statuses = {
+    '3': 'Development Status :: 3 - Alpha',
+    '4': 'Development Status :: 4 - Beta',
+    '5': 'Development Status :: 5 - Production/Stable',
+}
 
 setup(
-    name=cfg['name'], version=version, description=cfg['description'], keywords=cfg['keywords'].split(), author=cfg['author'],
-    license=cfg['license'], python_requires=f">={cfg['min_python']}",
-    long_description=(root/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-    packages=find_packages(include=['hpa_fastai', 'hpa_fastai.*']), package_data={'hpa_fastai': ['assets/*', 'assets/recipes/*']},
-    install_requires=cfg['requirements'].split(), extras_require={o: cfg[f'{o}_requirements'].split() for o in ('dev', 'stacking')},
-    entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['name']}={cfg['name']}._modidx:d"]},
-    classifiers=[statuses[cfg['status']], 'Intended Audience :: Science/Research', 'Topic :: Scientific/Engineering :: Image Recognition',
-                 'Programming Language :: Python :: 3 :: Only', *(f'Programming Language :: Python :: 3.{m}' for m in range(10, 14))],
+    name=cfg['name'],
+    version=re.search(r'^__version__\s*=\s*["\'](.+?)["\']', init, re.M)[1],
+    description=cfg['description'],
+    keywords=cfg['keywords'].split(),
+    author=cfg['author'],
+    license=cfg['license'],
+    python_requires=f">={cfg['min_python']}",
+    long_description=(root/'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    packages=find_packages(include=['hpa_fastai', 'hpa_fastai.*']),
+    package_data={'hpa_fastai': ['assets/*', 'assets/recipes/*']},
+    install_requires=cfg['requirements'].split(),
+    extras_require={o: cfg[f'{o}_requirements'].split() for o in ('dev', 'stacking')},
+    entry_points={
+        'console_scripts': cfg['console_scripts'].split(),
+        'nbdev': [f"{cfg['name']}={cfg['name']}._modidx:d"],
+    },
+    classifiers=[
+        statuses[cfg['status']],
+        'Intended Audience :: Science/Research',
+        'Topic :: Scientific/Engineering :: Image Recognition',
+        'Programming Language :: Python :: 3 :: Only',
+        *(f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)),
+    ],
     zip_safe=False,
 )

@@ -17,54 +17,54 @@
 - `hpa_fastai.decide.submission`: Probabilities on disk, and a submission in the right order
 - `hpa_fastai.decide.thresholds`: The best rule for a network's probabilities, and what it will score on new images
 - `hpa_fastai.decide.tta`: Ask the network about eight views of each image, and average its answers
-- `hpa_fastai.explain.embeddings`: Images as the network sees them: which lie together, and which known images are nearest.
-- `hpa_fastai.explain.gradcam`: Where in the image did the network see it? A heat map for each label, over the composite.
-- `hpa_fastai.explain.interpret`: Which labels you can trust, what is taken for what, and the images behind the numbers.
-- `hpa_fastai.explain.neighbours`: Train a network that learns which images belong together, and ask it for each image's nearest neighbour.
-- `hpa_fastai.explain.plots`: Learning curves, F1 of each label, confusions, thresholds, and the images that were judged worst.
+- `hpa_fastai.explain.embeddings`: Images as the network sees them: which lie together, and which are nearest
+- `hpa_fastai.explain.gradcam`: Where in the image did the network see it? A heat map for each label
+- `hpa_fastai.explain.interpret`: Which labels you can trust, what is taken for what, and the images behind the numbers
+- `hpa_fastai.explain.neighbours`: Train a network to find each image's nearest neighbour
+- `hpa_fastai.explain.plots`: Learning curves, F1 of each label, confusions, thresholds, and the worst images
 - `hpa_fastai.files`: Atomic file writes: a file is either complete or absent
-- `hpa_fastai.images.download`: Get the images of the Human Protein Atlas and of the competition, and go on after any interruption
-- `hpa_fastai.images.duplicates`: Find images that show the same field, slightly shifted, brighter or noisier, among all pairs of a hundred thousand.
+- `hpa_fastai.images.download`: Get images of the Human Protein Atlas and of the competition
+- `hpa_fastai.images.duplicates`: Find images of the same field, shifted, brighter or noisier, among all pairs
 - `hpa_fastai.images.kaggle`: Lists and files checked together, packed, and divided into folds
 - `hpa_fastai.images.merging`: Add other labelled images to the competition's, without taking any image twice
 - `hpa_fastai.images.pack`: Thirty thousand samples in one file, from which a batch is read at the speed of memory
 - `hpa_fastai.images.samples`: One sample, four stains, whatever files it comes in; and how to look at it
 - `hpa_fastai.images.splits`: Folds in which every label has its share, and nothing leaks
-- `hpa_fastai.images.storage`: Samples in one file: stored in tiles or compressed, mapped into memory, and gathered into batches
-- `hpa_fastai.labels`: The 28 places in the cell, the competition's two lists, and the way from label sets to a matrix and back
-- `hpa_fastai.models.arcface`: Learn which images belong together, and let a very similar training image pass on its labels
+- `hpa_fastai.images.storage`: Samples in one file: in tiles or compressed, and gathered into batches
+- `hpa_fastai.labels`: The 28 places in the cell, the competition's two lists, and label sets as a matrix
+- `hpa_fastai.models.arcface`: Learn which images belong together, and let near images pass on their labels
 - `hpa_fastai.models.factory`: Any timm network, for images of four channels with several labels
 - `hpa_fastai.models.gapnet`: Three small networks that you can read from top to bottom
 - `hpa_fastai.models.heads`: From a feature map to one logit per label
 - `hpa_fastai.models.masks`: Find nuclei and cells, and train a network on masks and labels together
 - `hpa_fastai.models.stems`: How a network that was trained on photographs gets a fourth input channel
 - `hpa_fastai.models.weights`: Save and load a network's weights without running code from a file
-- `hpa_fastai.runs.combine`: Combine finished runs into one, and estimate its score on images that no part of it has seen
+- `hpa_fastai.runs.combine`: Combine finished runs into one, and estimate its score out of sample
 - `hpa_fastai.runs.compare`: Which run is better, and is the difference more than luck?
-- `hpa_fastai.runs.crossval`: From a folder in Kaggle's layout to a submission, with an out-of-sample estimate of its score
+- `hpa_fastai.runs.crossval`: From a folder in Kaggle's layout to a submission and an estimate of its score
 - `hpa_fastai.runs.fold`: A recipe trained phase by phase; after a stop, it goes on where it was
 - `hpa_fastai.runs.folder`: The folder of a finished run: what is in it, and how to read it
 - `hpa_fastai.runs.predictor`: From images to labels: a trained run, read from its folder
 - `hpa_fastai.runs.recipes`: Every choice of a system, by name, in a file that a run can be repeated from
-- `hpa_fastai.runs.report`: A finished run as one page that you can mail: how good it is, which labels to trust, and images of right and wrong.
+- `hpa_fastai.runs.report`: A finished run as one page: how good it is, and which labels to trust
 - `hpa_fastai.runs.setup`: A recipe's words turned into batches and a fastai `Learner`
 - `hpa_fastai.runs.stages`: Train a network, predict what it has not seen, and leave a file after every step
-- `hpa_fastai.simulate.cells`: Four cell lines, and the layout of a field: where its cells lie, and what the stains need to know about them
-- `hpa_fastai.simulate.cytoplasm`: Fourteen labels outside of the nucleus: sheets, nets, filaments, and what lies at their ends and at the cell's edge
+- `hpa_fastai.simulate.cells`: Four cell lines, and the layout that all stains of a field share
+- `hpa_fastai.simulate.cytoplasm`: Fourteen labels outside of the nucleus: sheets, nets, filaments and edges
 - `hpa_fastai.simulate.dataset`: A labelled field of cells for any label set, and a whole data set in Kaggle's layout
 - `hpa_fastai.simulate.layout`: Where cells, nuclei, spindles and aggresomes lie in a simulated field
-- `hpa_fastai.simulate.optics`: From light to numbers: blur, photons and contrast, and two microscopes that see the same cells differently
-- `hpa_fastai.simulate.patterns`: Where the protein is: one small function per label, in a registry you can add to; and the six of the nucleus
-- `hpa_fastai.simulate.stains`: Microtubules, chromatin and endoplasmic reticulum: red, blue and yellow, the same for every protein
-- `hpa_fastai.simulate.strokes`: Smooth noise, points of light, random places, strands and outlines: the strokes from which simulated cells are made
+- `hpa_fastai.simulate.optics`: From light to numbers: blur, photons, contrast, and two microscopes
+- `hpa_fastai.simulate.patterns`: Where the protein is: one small function per label; the six of the nucleus
+- `hpa_fastai.simulate.stains`: Microtubules, chromatin and endoplasmic reticulum: red, blue and yellow
+- `hpa_fastai.simulate.strokes`: Noise, points, strands and outlines: the strokes of simulated cells
 - `hpa_fastai.simulate.vesicles`: The last eight labels: Golgi apparatus, vesicles, droplets, blobs, rods and rings
-- `hpa_fastai.train.averaging`: Validate and end a fit with an average of many weights instead of the last ones.
-- `hpa_fastai.train.checkpoint`: Continue an interrupted training exactly where it stopped, and keep the best epoch.
-- `hpa_fastai.train.intervals`: How sure a macro F1 is, and how good a network is at each label.
-- `hpa_fastai.train.learner`: One call from DataLoaders to a fastai `Learner` that is set up for four-channel images.
-- `hpa_fastai.train.losses`: What a network is trained on when an image has several labels, and how to add a loss of your own.
-- `hpa_fastai.train.metrics`: Macro F1 as the competition scored it, and average precision: as functions on arrays and as fastai metrics.
-- `hpa_fastai.train.schedules`: Learning rates in steps, in cycles, or lowered on a plateau, beside fastai's own schedules.
+- `hpa_fastai.train.averaging`: Validate and end a fit with an average of many weights instead of the last ones
+- `hpa_fastai.train.checkpoint`: Continue an interrupted training exactly where it stopped, and keep the best epoch
+- `hpa_fastai.train.intervals`: How sure a macro F1 is, and how good a network is at each label
+- `hpa_fastai.train.learner`: One call from DataLoaders to a fastai `Learner` that is set up for four-channel images
+- `hpa_fastai.train.losses`: Losses for images with several labels, and how to add one of your own
+- `hpa_fastai.train.metrics`: Macro F1 as the competition scored it, and average precision
+- `hpa_fastai.train.schedules`: Learning rates in steps, in cycles or on a plateau, beside fastai's own
 - `hpa_fastai.workers`: Work in several processes or threads, with results in order"""
 
 __version__ = "0.0.1"

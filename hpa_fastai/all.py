@@ -1,8 +1,10 @@
-"The names that a notebook needs, as `from hpa_fastai import *` gives them; everything else is one import away in its part."
+"""The names that a notebook needs, as `from hpa_fastai import *` gives them.
+
+Everything else is one import away in its part."""
 # the ground
 from .labels import (
-    CHANNELS, LABELS, DataError, cooccurrence, decode_targets, encode_targets, label_counts, read_labels, read_submission,
-    target_names, train_label_sets,
+    CHANNELS, LABELS, DataError, cooccurrence, decode_targets, encode_targets, label_counts, read_labels,
+    read_submission, target_names, train_label_sets,
 )
 # images
 from .images.samples import TensorRGBY, composite, find_samples, open_rgby, resize_rgby, show_samples
@@ -15,7 +17,9 @@ from .images.merging import merge_folders
 from .data.symmetries import RandomSymmetry, dihedral_views
 from .data.normalize import StainNormalize
 from .data.augment import rgby_augments
-from .data.sampling import SAMPLING, factor_repeats, frequency_repeats, plot_repeats, rare_repeats, repeats_table, share_repeats
+from .data.sampling import (
+    SAMPLING, factor_repeats, frequency_repeats, plot_repeats, rare_repeats, repeats_table, share_repeats,
+)
 from .data.loader import PackDL
 from .data.block import RGBYBlock, grid_dls, rgby_dls, source_dl
 # models

@@ -1,4 +1,4 @@
-"""The 28 places in the cell, the competition's two lists, and the way from label sets to a matrix and back
+"""The 28 places in the cell, the competition's two lists, and label sets as a matrix
 
 An image shows four stains, always in the order `CHANNELS`, and has a *set* of labels, since a protein can sit in
 the nucleus and in the cytosol at once. `train.csv` writes such a set as numbers with spaces between them (`"25

@@ -1,4 +1,4 @@
-"""Images as the network sees them: which lie together, and which known images are nearest.
+"""Images as the network sees them: which lie together, and which are nearest
 
 Before its last layer, a network has turned an image into a few hundred numbers, its features. Images whose features
 are close look alike to the network, whatever their labels. `learner_features` computes them, `plot_projection`

@@ -1,4 +1,4 @@
-"""Where in the image did the network see it? A heat map for each label, over the composite.
+"""Where in the image did the network see it? A heat map for each label
 
 A network that says *Nucleoli* for the right reason looks at the nucleoli. `grad_cam` asks it: which places of a
 feature map raise the logit of this label? `show_cam` draws the answer over the image. You need this when you wonder

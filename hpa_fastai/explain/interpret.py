@@ -1,4 +1,4 @@
-"""Which labels you can trust, what is taken for what, and the images behind the numbers.
+"""Which labels you can trust, what is taken for what, and the images behind the numbers
 
 One score says how good a network is, but not where it fails. A biologist wants to know whether *Golgi apparatus*
 can be believed; you, who train the network, want to see what it is mistaken for, and the images.

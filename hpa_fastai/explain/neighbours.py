@@ -1,4 +1,4 @@
-"""Train a network that learns which images belong together, and ask it for each image's nearest neighbour.
+"""Train a network to find each image's nearest neighbour
 
 The competition's winner had a second network that knows nothing of labels, only which images show the same
 antibody. Where a test image is near enough to a training image, it takes over that image's labels.

@@ -1,4 +1,4 @@
-"""Learning curves, F1 of each label, confusions, thresholds, and the images that were judged worst.
+"""Learning curves, F1 of each label, confusions, thresholds, and the worst images
 
 Tables say what a network gets wrong; these plots let you see it. You give them the tables of
 `hpa_fastai.explain.interpret`, an `RGBYInterpretation`, or the `log.csv` of each fold. Every function returns

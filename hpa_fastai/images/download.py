@@ -1,4 +1,4 @@
-"""Get the images of the Human Protein Atlas and of the competition, and go on after any interruption
+"""Get images of the Human Protein Atlas and of the competition
 
 Many of the competition's teams trained on more than its 31,072 images, since the Human Protein Atlas publishes its
 own images one by one. A list of 74,606 of them with labels (*HPAv18*) means some 300,000 files and hours of work,

@@ -1,4 +1,4 @@
-"""Find images that show the same field, slightly shifted, brighter or noisier, among all pairs of a hundred thousand.
+"""Find images of the same field, shifted, brighter or noisier, among all pairs
 
 Near-duplicates are two images of the same field, where one is a little shifted, brighter or noisier. The
 competition's images and the external HPAv18 set share such fields, and so do, here and there, train and test. You

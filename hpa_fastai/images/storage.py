@@ -1,4 +1,4 @@
-"""Samples in one file: stored in tiles or compressed, mapped into memory, and gathered into batches
+"""Samples in one file: in tiles or compressed, and gathered into batches
 
 How the pixels of many samples lie in one file, and how batches are copied out of it. A sample is stored in tiles of
 one disk page each, so that a random crop reads only what it needs, or compressed, for a small disk. Beside it stand

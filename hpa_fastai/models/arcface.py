@@ -1,4 +1,4 @@
-"""Learn which images belong together, and let a very similar training image pass on its labels
+"""Learn which images belong together, and let near images pass on their labels
 
 Each antibody was imaged several times, and images of one antibody carry the same labels. The competition's winner
 made use of that as face recognition does: a network learns an **embedding** in which images of one antibody lie

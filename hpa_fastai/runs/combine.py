@@ -1,4 +1,4 @@
-"""Combine finished runs into one, and estimate its score on images that no part of it has seen
+"""Combine finished runs into one, and estimate its score out of sample
 
 Networks with different bodies, image sizes and losses make different mistakes, so their average is usually better
 than each of them. `ensemble_runs` takes the folders that `cross_validate` left and writes a folder of the same
@@ -111,6 +111,7 @@ def ensemble_runs(
     write_decisions(out/'oof.csv', ids, folds, targs, outcome.decided)
     scores = {**outcome.scores(), 'ensemble': how, 'runs': _gains(opened, outcome.decided)}
     write_json(out/'scores.json', scores)
-    f1, best = scores['macro_f1'], max(o['macro_f1'] for o in scores['runs'])
+    f1 = scores['macro_f1']
+    best = max(o['macro_f1'] for o in scores['runs'])
     print(f'{how} of {len(opened)} runs: macro F1 {f1:.3f} out of sample; the best run alone {best:.3f}')
     return scores

@@ -1,4 +1,4 @@
-"""From a folder in Kaggle's layout to a submission, with an out-of-sample estimate of its score
+"""From a folder in Kaggle's layout to a submission and an estimate of its score
 
 `cross_validate` is the whole way in one call: pack the images, divide them into folds, train and predict each fold,
 choose thresholds, and write a submission. `hpa-train` calls it. Killed at any point, it goes on where it stopped

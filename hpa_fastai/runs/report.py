@@ -1,4 +1,4 @@
-"""A finished run as one page that you can mail: how good it is, which labels to trust, and images of right and wrong.
+"""A finished run as one page: how good it is, and which labels to trust
 
 Scores in a JSON file are for programs. `write_report` writes a finished run as one HTML file, for the biologist who
 has the images and for whoever must believe the result. The page holds everything, pictures too: nothing is fetched

@@ -1,4 +1,4 @@
-"""Four cell lines, and the layout of a field: where its cells lie, and what the stains need to know about them
+"""Four cell lines, and the layout that all stains of a field share
 
 The cells of a simulated field, before anything is stained. A `CellLayout` says where the cells lie and how they
 divide, holds masks of cells, nuclei and nucleoli, and answers the questions that every pattern asks: how far is it

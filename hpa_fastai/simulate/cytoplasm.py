@@ -1,4 +1,4 @@
-"""Fourteen labels outside of the nucleus: sheets, nets, filaments, and what lies at their ends and at the cell's edge
+"""Fourteen labels outside of the nucleus: sheets, nets, filaments and edges
 
 Fourteen of the 28 patterns: sheets and nets (endoplasmic reticulum, cytosol, plasma membrane, cell junctions),
 filaments (intermediate filaments, actin, microtubules, mitochondria), and what lies at the ends of filaments or

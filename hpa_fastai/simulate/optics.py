@@ -1,4 +1,4 @@
-"""From light to numbers: blur, photons and contrast, and two microscopes that see the same cells differently
+"""From light to numbers: blur, photons, contrast, and two microscopes
 
 From light to the numbers in a file. `image_light` blurs the light of one channel, counts photons, takes off
 background and stretches the contrast; a `Microscope` holds the ranges from which each field's settings are drawn.

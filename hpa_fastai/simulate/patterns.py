@@ -1,4 +1,4 @@
-"""Where the protein is: one small function per label, in a registry you can add to; and the six of the nucleus
+"""Where the protein is: one small function per label; the six of the nucleus
 
 What green shows: one small function for each label, which takes a `CellLayout` and returns light. The decorator
 `pattern` puts it into the registry `PATTERNS`, from which `simulate_field` takes it. This chapter holds the

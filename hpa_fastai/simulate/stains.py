@@ -1,4 +1,4 @@
-"""Microtubules, chromatin and endoplasmic reticulum: red, blue and yellow, the same for every protein
+"""Microtubules, chromatin and endoplasmic reticulum: red, blue and yellow
 
 Red, blue and yellow of a simulated field: microtubules, chromatin and endoplasmic reticulum. They don't depend on
 the protein that green shows, but a protein may follow them: a pattern can ask for the very strands of red. You need

@@ -1,4 +1,4 @@
-"""Smooth noise, points of light, random places, strands and outlines: the strokes from which simulated cells are made
+"""Noise, points, strands and outlines: the strokes of simulated cells
 
 The strokes from which simulated cells are made: smooth noise, points of light, random places, strands and outlines.
 All lengths are in micrometres, and only `splat`, which adds light to an image, knows about pixels. You need this

@@ -1,4 +1,4 @@
-"""Validate and end a fit with an average of many weights instead of the last ones.
+"""Validate and end a fit with an average of many weights instead of the last ones
 
 Late in training the weights wander about a minimum, and their average lies nearer to its middle than any of them.
 `WeightEMA` keeps a moving average over all steps, `WeightSWA` the plain mean over the last epochs. You need one of

@@ -1,4 +1,4 @@
-"""Continue an interrupted training exactly where it stopped, and keep the best epoch.
+"""Continue an interrupted training exactly where it stopped, and keep the best epoch
 
 Training takes hours, often on preemptible machines. `Checkpoint` writes the whole state of a fit after each epoch:
 weights, optimizer, schedule, random generators and the log. Make the same call in a new process, and it skips the

@@ -1,4 +1,4 @@
-"""How sure a macro F1 is, and how good a network is at each label.
+"""How sure a macro F1 is, and how good a network is at each label
 
 A macro F1 of 0.52 could have been 0.50 or 0.54 on other images, and a gain of 0.01 may be luck. This chapter says
 how large that luck is. `bootstrap` gives intervals for the macro F1 of one or several sets of decisions, and for

@@ -1,4 +1,4 @@
-"""One call from DataLoaders to a fastai `Learner` that is set up for four-channel images.
+"""One call from DataLoaders to a fastai `Learner` that is set up for four-channel images
 
 `rgby_learner` is to four-channel images what fastai's `vision_learner` is to photographs. It makes the network,
 chooses loss, metrics, optimizer and precision, and starts with a frozen body. You need this chapter when you train

@@ -1,4 +1,4 @@
-"""What a network is trained on when an image has several labels, and how to add a loss of your own.
+"""Losses for images with several labels, and how to add one of your own
 
 Losses for images with several labels, some of which are a thousand times as common as others: focal, Lovász, soft
 F1, hard negatives, and sums of them. `rgby_learner` and most recipes use `MultiLabelFocalLoss`. You need this

@@ -1,4 +1,4 @@
-"""Macro F1 as the competition scored it, and average precision: as functions on arrays and as fastai metrics.
+"""Macro F1 as the competition scored it, and average precision
 
 Scores for images with several labels. The competition's score is macro F1, the plain mean of 28 F1 scores, so that
 the eleven images of *Rods & rings* weigh as much as thirteen thousand of *Nucleoplasm*. You need `MacroF1` and

@@ -1,4 +1,4 @@
-"""Learning rates in steps, in cycles, or lowered on a plateau, beside fastai's own schedules.
+"""Learning rates in steps, in cycles or on a plateau, beside fastai's own
 
 How the learning rate changes during a fit. fastai's `fit_one_cycle`, `fit_flat_cos` and `fit_sgdr` cover most
 cases. This chapter adds three that the competition's teams used: `fit_steps`, `fit_cycles` and `fit_plateau`. You
