@@ -6,7 +6,7 @@ import pytest
 root = Path(__file__).resolve().parent.parent
 notebooks = sorted(p for p in (root/'nbs').glob('**/*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 def dotted(path): return '.'.join(path.relative_to(root/'hpa_fastai').with_suffix('').parts)
-modules = {dotted(p): p for p in sorted((root/'hpa_fastai').glob('**/*.py')) if p.stem not in ('__init__', 'all', '_modidx')}
+modules = {dotted(p): p for p in sorted((root/'hpa_fastai').glob('**/*.py')) if p.stem not in ('__init__', 'all', '_modidx', '_site')}
 commands = re.findall(r'^\s*(?:console_scripts = )?(hpa-[\w-]+)=', (root/'settings.ini').read_text(), re.M)
 
 def cells(nb): return [(c['cell_type'], ''.join(c['source'])) for c in json.loads(nb.read_text(encoding='utf-8'))['cells']]
@@ -96,6 +96,12 @@ def test_module_is_small_and_knows_few_others(name):
     exported = source.partition('# %% ')[2]
     assert sum(bool(l.strip()) and not l.startswith('# %%') for l in exported.splitlines()) <= 250
     assert name == 'cli' or len(set(imports(name, modules[name]))) <= 8
+
+@pytest.mark.parametrize('name', modules)
+def test_module_says_what_it_is_for(name):
+    "The chapter's subtitle and its summary are the module's docstring"
+    subtitle, _, summary = ast.get_docstring(ast.parse(modules[name].read_text(encoding='utf-8'))).partition('\n\n')
+    assert subtitle and len(summary) > 100
 
 def test_sidebar_holds_every_page():
     listed = re.findall(r'^\s+- (\S+\.ipynb)$', (root/'_quarto.yml').read_text(encoding='utf-8'), re.M)
