@@ -22,13 +22,17 @@ def shown(output, files):
     text = ''.join(data.get('text/plain', output.get('text', ''))).rstrip()
     return '\n'.join('    ' + l for l in text.splitlines())
 
+def from_root(text):
+    "Markdown whose links to other notebooks start at the repository's root"
+    return re.sub(r'\]\((?!https?:)([^)#]+\.ipynb)', r'](nbs/\1', text)
+
 def readme():
     "README.md and its pictures, as a dict of file name → bytes"
     files, parts = {}, [header]
     for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
         source = ''.join(cell['source'])
         if re.search(r'^#\|\s*(hide|default_exp)\b', source, re.M): continue
-        if cell['cell_type'] != 'code': parts.append(source)
+        if cell['cell_type'] != 'code': parts.append(from_root(source))
         else: parts += [fenced(source), *filter(None, (shown(o, files) for o in cell['outputs']))]
     return {'README.md': ('\n\n'.join(parts) + '\n').encode(), **files}
 
