@@ -125,7 +125,7 @@ def dihedral_views(
 def undo_symmetry(
     x, # (..., height, width): an image or a map that belongs to view `k`
     k:int # Number of the view, as `dihedral_views` counts them
-) -> Tensor: # As the original lies
+) -> Tensor: # In the orientation of the original
     "Undo view `k` of `dihedral_views`"
     x = torch.rot90(x, -(k % 4), (-2, -1))
     return x.flip(-1) if k >= 4 else x
