@@ -1,6 +1,6 @@
 """The eight symmetries of the square: to augment, to average predictions, and to undo
 
-A cell under the microscope has no up and no left. The eight symmetries of the square (four quarter turns, each also
+An image of cells has no preferred orientation. The eight symmetries of the square (four quarter turns, each also
 mirrored) multiply your data by eight without changing a single pixel value. `RandomSymmetry` applies them in
 training, `dihedral_views` shows a network all eight at test time, and `undo_symmetry` turns a map back."""
 
