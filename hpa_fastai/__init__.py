@@ -3,9 +3,9 @@
 - `hpa_fastai.cli`: Everything from a terminal: from a folder of images to a submission, and what belongs to it
 - `hpa_fastai.data.augment`: More ways to look at the same cells: turned by any angle, out of focus, noisy, with holes
 - `hpa_fastai.data.block`: From labels and images to fastai's DataLoaders, in one call or with a `DataBlock`
-- `hpa_fastai.data.buffers`: Reusable memory for batches, and their way to the device
+- `hpa_fastai.data.buffers`: Reusable memory for batches, and sending data to the device
 - `hpa_fastai.data.loader`: `PackDL`: a fastai loader that gathers whole batches from a pack
-- `hpa_fastai.data.normalize`: From the bytes of a batch to the floats of a network, in one pass
+- `hpa_fastai.data.normalize`: From uint8 batches to a network's normalised floats, in one pass
 - `hpa_fastai.data.sampling`: How often an epoch shows each image, so that rare labels are seen often enough
 - `hpa_fastai.data.sources`: Where batches come from: a pack, a folder of files, or your own kind of storage
 - `hpa_fastai.data.symmetries`: The eight symmetries of the square: to augment, to average predictions, and to undo
@@ -28,8 +28,8 @@
 - `hpa_fastai.images.kaggle`: Lists and files checked together, packed, and divided into folds
 - `hpa_fastai.images.merging`: Add other labelled images to the competition's, without taking any image twice
 - `hpa_fastai.images.pack`: Thirty thousand samples in one file, from which a batch is read at the speed of memory
-- `hpa_fastai.images.samples`: One sample, four stains, whatever files it comes in; and how to look at it
-- `hpa_fastai.images.splits`: Folds in which every label has its share, and nothing leaks
+- `hpa_fastai.images.samples`: One sample, four stains, in whatever files it comes, and how to look at it
+- `hpa_fastai.images.splits`: Folds in which every label is evenly spread, and nothing leaks
 - `hpa_fastai.images.storage`: Samples in one file: in tiles or compressed, and gathered into batches
 - `hpa_fastai.labels`: The 28 places in the cell, the competition's two lists, and label sets as a matrix
 - `hpa_fastai.models.arcface`: Learn which images belong together, and let near images pass on their labels

@@ -131,8 +131,8 @@ def plot_top_losses(x:TensorRGBY, y:TensorMultiCategory, samples, outs, raws, lo
 # %% ../../nbs/27_data.block.ipynb #2df832b5
 def valid_rows(
     df, # Table with the columns Id and Target, and perhaps others
-    valid, # Share, number of a fold (column `fold`), name of a yes/no column, or Ids
-    seed:int=42, # Seed of the split, if `valid` is a share
+    valid, # Fraction, number of a fold (column `fold`), name of a yes/no column, or Ids
+    seed:int=42, # Seed of the split, if `valid` is a fraction
     labels=LABELS # Names of the labels, in order
 ) -> np.ndarray: # Row numbers, ascending
     "Return the rows that are held out for validation"
@@ -153,7 +153,7 @@ def valid_rows(
 def rgby_dls(
     df, # Table with the columns Id and Target, or the path of such a CSV
     source, # Images: a pack, its path, or a folder of files
-    valid=.2, # What to hold out: a share, a fold's number (column `fold`), the name of a yes/no column, or Ids
+    valid=.2, # What to hold out: a fraction, a fold's number (column `fold`), the name of a yes/no column, or Ids
     bs:int=64, # Batch size
     crop:int=None, # Side of the square cut from each image, in pixels of the source; by default the whole image
     size:int=None, # Side of the images in the batch, in pixels; by default not resized

@@ -1,6 +1,6 @@
 """The eight symmetries of the square: to augment, to average predictions, and to undo
 
-A cell under the microscope has no up and no left. The eight symmetries of the square (four quarter turns, each also
+An image of cells has no preferred orientation. The eight symmetries of the square (four quarter turns, each also
 mirrored) multiply your data by eight without changing a single pixel value. `RandomSymmetry` applies them in
 training, `dihedral_views` shows a network all eight at test time, and `undo_symmetry` turns a map back."""
 
@@ -125,7 +125,7 @@ def dihedral_views(
 def undo_symmetry(
     x, # (..., height, width): an image or a map that belongs to view `k`
     k:int # Number of the view, as `dihedral_views` counts them
-) -> Tensor: # As the original lies
+) -> Tensor: # In the orientation of the original
     "Undo view `k` of `dihedral_views`"
     x = torch.rot90(x, -(k % 4), (-2, -1))
     return x.flip(-1) if k >= 4 else x
