@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY  := $(VENV)/.installed
+TOO_OLD = Python 3.10 or later is needed, this is %s; say which to take: make PYTHON=python3.11
 export MPLBACKEND ?= agg
 export PYTHONWARNINGS ?= ignore::FutureWarning,ignore::DeprecationWarning
 
@@ -33,7 +34,7 @@ readme: $(READY)
 	$(BIN)/python tools/readme.py
 
 $(READY): settings.ini setup.py pyproject.toml
-	@$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 10) else 'Python 3.10 or later is needed, this is %s; say which to take: make PYTHON=python3.11' % sys.version.split()[0])"
+	@$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 10) else '$(TOO_OLD)' % sys.version.split()[0])"
 	@echo "Installing into $(VENV) (a few minutes, once) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --editable ".[dev]"

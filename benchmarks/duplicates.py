@@ -21,24 +21,32 @@ def timed(f, *args, **kwargs):
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--json', type=Path)
-    args, rng, res = p.parse_args(), np.random.default_rng(0), {}
+    args = p.parse_args()
+    rng = np.random.default_rng(0)
+    res = {}
 
     hashes = rng.integers(0, 256, (31072 + 74606, 24), np.uint8)
     a, b = rng.permutation(len(hashes))[:2000].reshape(2, 1000)
     flips = rng.integers(0, 41, 1000)                       # planted pairs that differ in 0 to 40 bits
     for i, j, n in zip(a, b, flips):
-        bits = np.unpackbits(hashes[i]); bits[rng.permutation(192)[:n]] ^= 1; hashes[j] = np.packbits(bits)
+        bits = np.unpackbits(hashes[i])
+        bits[rng.permutation(192)[:n]] ^= 1
+        hashes[j] = np.packbits(bits)
     pairs, res['all_pairs_s'] = timed(near_pairs, hashes)
     planted = {(min(o), max(o), n) for *o, n in zip(a, b, flips)}
     found = set(zip(pairs.i, pairs.j, pairs.distance))
-    res |= dict(pairs=len(hashes)*(len(hashes) - 1)//2, planted=len(planted), found=len(planted & found), others=len(found - planted))
+    res['pairs'] = len(hashes)*(len(hashes) - 1)//2
+    res['planted'] = len(planted)
+    res['found'] = len(planted & found)
+    res['others'] = len(found - planted)
 
     imgs = rng.integers(0, 256, (16, 512, 512, 4), np.uint8)
     _, s = timed(hash_images, imgs, rows=np.arange(800) % 16, progress=False)
     res['hashes_per_s'] = 800/s
 
     combos = train_label_sets()
-    df = pd.DataFrame(dict(Target=combos.Target.repeat(combos['count']))).sample(frac=1, random_state=0).reset_index(drop=True)
+    df = pd.DataFrame(dict(Target=combos.Target.repeat(combos['count'])))
+    df = df.sample(frac=1, random_state=0).reset_index(drop=True)
     df.insert(0, 'Id', [f'{o:08x}' for o in rng.permutation(len(df))])
     group = np.repeat(np.arange(len(df)), rng.integers(2, 41, len(df)))[:len(df)][rng.permutation(len(df))]
     for name, groups in dict(folds=None, grouped_folds=group).items():
@@ -46,4 +54,4 @@ if __name__ == '__main__':
         table = fold_counts(df, folds)
         res[f'{name}_worst_percent'] = table[table.images >= 50].worst_percent.max()
     for k, v in res.items(): print(f'{k:26s}{v:,.2f}' if isinstance(v, float) else f'{k:26s}{v:,}')
-    if args.json: args.json.write_text(json.dumps({k: float(v) for k,v in res.items()}, indent=1))
+    if args.json: args.json.write_text(json.dumps({k: float(v) for k, v in res.items()}, indent=1))

@@ -1,9 +1,9 @@
-"""Is the number that is reported the number that comes? On simulated probabilities, where new images can be drawn at will.
+"""Is the score that is reported the score that new images get? On simulated probabilities, so new images can be drawn.
 
-1. The out-of-sample estimate of several ways to fit (`held_out_score`): its mean error against the score on 20,000 new images, how often its
-   90 % interval holds that score, and the error of the number in sample.
-2. A test set whose class shares are halved and doubled in turn, and one like the training set: macro F1 of a `StackedRule` as fitted, and
-   `adapt_rule` to the unlabelled test set.
+1. The out-of-sample estimate of several ways to fit (`held_out_score`): its mean error against the score on 20,000 new
+   images, how often its 90 % interval holds that score, and the error of the score in sample.
+2. A test set in which the shares of the labels are halved and doubled in turn, and one like the training set: macro F1
+   of a `StackedRule` as fitted, and of the same rule adapted to the unlabelled test set with `adapt_rule`.
 
     python benchmarks/honesty.py [--trials 100] [--json FILE]
 """
@@ -34,23 +34,34 @@ def simulate_shares(n, shares, seed):
     return expit(1.5*rng.normal(np.where(targs, 1.5, -1.5)) + .5), targs
 
 def honesty(fit, trials):
-    "Errors of the estimate and of the number in sample, and whether the interval held"
+    "Errors of the estimate and of the score in sample, and whether the interval held"
     rows = []
     for seed in range(trials):
         probs, targs = simulate(1000, seed)
         new, new_targs = simulate(20_000, 10_000 + seed)
-        o, later = held_out_score(fit, probs, targs, repeats=1), macro_f1(fit(probs, targs).predict(new), new_targs)
-        rows.append(dict(estimate_minus_later=o['mean'] - later, in_interval=o['low'] <= later <= o['high'], in_sample_minus_later=o['in_sample'] - later))
+        o = held_out_score(fit, probs, targs, repeats=1)
+        later = macro_f1(fit(probs, targs).predict(new), new_targs)
+        rows.append(dict(
+            estimate_minus_later=o['mean'] - later,
+            in_interval=o['low'] <= later <= o['high'],
+            in_sample_minus_later=o['in_sample'] - later))
     df = pd.DataFrame(rows)
     return {**df.mean(), 'standard_error': df.estimate_minus_later.std()/trials**.5, 'trials': trials}
 
 def shift(trials):
     "Macro F1 with and without adapting, where shares are the same and where they are not"
-    train, rows = np.geomspace(.01, .3, 20), []
-    for name, shares in dict(same=train, shifted=train*np.where(np.arange(20) % 2, 2, .5)).items():
+    train = np.geomspace(.01, .3, 20)
+    shifted = train*np.where(np.arange(20) % 2, 2, .5)
+    rows = []
+    for name, shares in dict(same=train, shifted=shifted).items():
         for seed in range(trials):
-            rule, (probs, targs) = StackedRule().fit(*simulate_shares(4000, train, seed)), simulate_shares(4000, shares, 10_000 + seed)
-            rows.append(dict(test_set=name, uncorrected=macro_f1(rule.predict(probs), targs), adapted=macro_f1(adapt_rule(rule, probs).predict(probs), targs)))
+            rule = StackedRule().fit(*simulate_shares(4000, train, seed))
+            probs, targs = simulate_shares(4000, shares, 10_000 + seed)
+            adapted = adapt_rule(rule, probs)
+            rows.append(dict(
+                test_set=name,
+                uncorrected=macro_f1(rule.predict(probs), targs),
+                adapted=macro_f1(adapted.predict(probs), targs)))
     df = pd.DataFrame(rows).groupby('test_set').mean()
     return df.assign(gain=df.adapted - df.uncorrected)
 
@@ -58,8 +69,16 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--json', help='where to write both tables')
     parser.add_argument('--trials', type=int, default=100, help='of each way to fit; a fifth of that for the shift')
-    args, start = parser.parse_args(), time.perf_counter()
-    fits = dict(per_class=ClassRule().fit, ratio=RatioRule().fit, mean=MeanRule().fit, stacked=StackedRule().fit, auto=choose_rule)
-    estimates, shifted = pd.DataFrame({k: honesty(fit, args.trials) for k, fit in fits.items()}).T, shift(max(args.trials//5, 2))
-    print(estimates.round(4).to_string(), shifted.round(4).to_string(), f'{time.perf_counter() - start:.0f} s', sep='\n\n')
+    args = parser.parse_args()
+    start = time.perf_counter()
+    fits = dict(
+        per_class=ClassRule().fit,
+        ratio=RatioRule().fit,
+        mean=MeanRule().fit,
+        stacked=StackedRule().fit,
+        auto=choose_rule)
+    estimates = pd.DataFrame({name: honesty(fit, args.trials) for name, fit in fits.items()}).T
+    shifted = shift(max(args.trials//5, 2))
+    took = f'{time.perf_counter() - start:.0f} s'
+    print(estimates.round(4).to_string(), shifted.round(4).to_string(), took, sep='\n\n')
     if args.json: write_json(args.json, dict(estimates=estimates.to_dict('index'), shift=shifted.to_dict('index')))

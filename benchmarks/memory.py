@@ -2,9 +2,13 @@
 
     python benchmarks/memory.py [--body resnet34] [--size 512] [--bs 32] [--json FILE]
 
-Computed: weights, gradients and AdamW's two moments (16 bytes a parameter), what autograd saves for the backward pass of one image (each storage once, in the
-precision that autocast gives it) times the batch, and the largest single activation once more for the gradient in flight. Workspaces of cuDNN, fragmentation and the CUDA context
-(about 0.5 GiB) are not in it; a measured figure has all but the context.
+Computed is the sum of
+- weights, gradients and AdamW's two moments: 16 bytes a parameter;
+- what autograd saves for the backward pass of one image (each storage once, in the precision that autocast gives it),
+  times the batch;
+- the largest single activation once more, for the gradient in flight.
+Workspaces of cuDNN, fragmentation and the CUDA context (about 0.5 GiB) are not in it; a measured figure has all but the
+context.
 """
 import torch
 from fastcore.script import call_parse
@@ -44,11 +48,14 @@ def computed(model, bs, size, dtype):
             s = t.untyped_storage()
             if s.data_ptr() not in own: storages[s.data_ptr()] = s.nbytes()
             return t
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): loss = step(model, n, size, torch.device('cpu'), dtype)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            loss = step(model, n, size, torch.device('cpu'), dtype)
         del loss   # alive until here, and with it every storage
         return sum(storages.values()), max(storages.values())
-    (two, largest), (three, _) = kept(2), kept(3)   # two at least: batch norm of one pooled row fails
-    return 16*sum(p.numel() for p in model.parameters()) + two + (bs - 2)*(three - two) + bs*largest//2
+    two, largest = kept(2)      # two at least: batch norm of one pooled row fails
+    three, _ = kept(3)
+    parameters = 16*sum(p.numel() for p in model.parameters())
+    return parameters + two + (bs - 2)*(three - two) + bs*largest//2
 
 
 @call_parse
@@ -59,12 +66,18 @@ def main(
     json: str = None # Write the table there too
 ):
     "Peak memory of a training step"
-    cuda, rows = torch.cuda.is_available(), []
-    for precision in dict.fromkeys(['fp32', best_precision('cuda') if cuda else 'bf16']):
+    cuda = torch.cuda.is_available()
+    half = best_precision('cuda') if cuda else 'bf16'
+    rows = []
+    for precision in dict.fromkeys(['fp32', half]):
         dtype = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)[precision]
         model = rgby_model(body, weights=None).train()
-        if cuda: peak = measured(model.to('cuda', memory_format=torch.channels_last), bs, size, torch.device('cuda'), dtype)
-        else: peak = computed(model.to(memory_format=torch.channels_last), bs, size, dtype)
-        rows.append(dict(body=body, size=size, bs=bs, precision=precision, gib=round(peak/GiB, 2), how='measured' if cuda else 'computed', fits_16_gb=peak + GiB < 16e9))
+        model = model.to(memory_format=torch.channels_last)
+        if cuda: peak = measured(model.cuda(), bs, size, torch.device('cuda'), dtype)
+        else: peak = computed(model, bs, size, dtype)
+        row = dict(body=body, size=size, bs=bs, precision=precision, gib=round(peak/GiB, 2))
+        row['how'] = 'measured' if cuda else 'computed'
+        row['fits_16_gb'] = peak + GiB < 16e9
+        rows.append(row)
         print('  '.join(f'{k} {v}' for k, v in rows[-1].items()), flush=True)
     if json: write_json(json, rows)

@@ -1,8 +1,11 @@
-"""What fastai's `Learner` adds to a training step: the same network, batches and optimizer through `rgby_learner` and through a bare PyTorch loop.
+"""What fastai's `Learner` adds to a training step.
+
+The same network, batches and optimizer go through `rgby_learner` and through a bare PyTorch loop.
 
     python benchmarks/step.py [--body resnet34] [--size 224] [--bs 16] [--steps 12] [--rounds 5] [--json FILE]
 
-Prints one row for each precision: milliseconds per step of both, and their ratio (median over rounds; the two take turns, so that other work on the machine hits both).
+Prints one row for each precision: milliseconds per step of both, and their ratio (median over rounds; the two take
+turns, so that other work on the machine hits both).
 """
 import statistics, time
 
@@ -47,13 +50,16 @@ def main(
     "Time a training step through the Learner and through a bare loop"
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     g = torch.Generator().manual_seed(0)
-    batch = to_device((torch.randn(bs, 4, size, size, generator=g).contiguous(memory_format=torch.channels_last), (torch.rand(bs, 28, generator=g) < .06).float()), device)
+    images = torch.randn(bs, 4, size, size, generator=g).contiguous(memory_format=torch.channels_last)
+    targs = (torch.rand(bs, 28, generator=g) < .06).float()
+    batch = to_device((images, targs), device)
     rows = []
     for precision in dict.fromkeys(['fp32', best_precision(device)]):
         if precision == 'fp16': continue   # the bare loop has no gradient scaler
         dtype = torch.bfloat16 if precision == 'bf16' else None
         model = rgby_model(body, weights=None).to(device, memory_format=torch.channels_last)
-        opt, loss_func = torch.optim.AdamW(model.parameters(), 1e-4, fused=True), MultiLabelFocalLoss()
+        opt = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+        loss_func = MultiLabelFocalLoss()
         dls = DataLoaders(Batches([batch]*steps), Batches(), device=device)
         dls.c = 28
         learn = rgby_learner(dls, body, weights=None, precision=precision, log=None, metrics=[])
@@ -70,10 +76,16 @@ def main(
             model.train()
             bare_epoch(model, [batch]*steps, loss_func, opt, device, dtype)
         with learn.no_bar(), learn.no_logging():
-            through_learner(), through_loop()   # warm up
-            for _ in range(rounds): timed('learner', through_learner), timed('bare', through_loop)
-        a, b = (statistics.median(times[k]) for k in ('learner', 'bare'))
+            through_learner()   # both warm up
+            through_loop()
+            for _ in range(rounds):
+                timed('learner', through_learner)
+                timed('bare', through_loop)
         ratio = statistics.median(x/y for x, y in zip(times['learner'], times['bare']))
-        rows.append(dict(device=str(device), body=body, size=size, bs=bs, precision=precision, learner_ms=round(a, 1), bare_ms=round(b, 1), ratio=round(ratio, 3)))
+        row = dict(device=str(device), body=body, size=size, bs=bs, precision=precision)
+        row['learner_ms'] = round(statistics.median(times['learner']), 1)
+        row['bare_ms'] = round(statistics.median(times['bare']), 1)
+        row['ratio'] = round(ratio, 3)
+        rows.append(row)
         print('  '.join(f'{k} {v}' for k, v in rows[-1].items()), flush=True)
     if json: write_json(json, rows)

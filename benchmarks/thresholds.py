@@ -4,9 +4,9 @@
 
 Protocol: repeated 2-fold, multilabel-stratified; a rule is fitted on one half and scored (macro F1) on the other.
 Several FILEs are averaged. The rows in the table:
-  auto         `choose_rule`: chooses among the rules by nested cross-validation within the fitted half
-  auto, adapted  the same, thresholds set for the scored half as a whole from its unlabelled probabilities (`adapt_rule`)
-  the others   the candidates of `choose_rule`, always taken"""
+  auto           `choose_rule`: chooses among the rules by nested cross-validation within the fitted half
+  auto, adapted  the same, with thresholds set for the scored half from its unlabelled probabilities (`adapt_rule`)
+  the others     the candidates of `choose_rule`, always taken"""
 import argparse, time
 from statistics import mean, stdev
 
@@ -23,16 +23,18 @@ from hpa_fastai.decide.thresholds import candidate_rules, choose_rule
 from hpa_fastai.decide.rules import constant_floor
 
 def score_rules(probs, targs, repeats, seed):
-    "Macro F1 by rule: out of sample, one number per fitted half; and in sample"
+    "Macro F1 by rule: out of sample, one score per fitted half; and in sample"
     out, inside = {}, {}
     def note(name, rule, a, b, to=None):
         out.setdefault(name, []).append(macro_f1((to or rule).predict(probs[b]), targs[b]))
         inside.setdefault(name, []).append(macro_f1(rule.predict(probs[a]), targs[a]))
-    for a,b in RepeatedMultilabelStratifiedKFold(n_splits=2, n_repeats=repeats, random_state=seed).split(probs, targs.astype(int)):
+    halves = RepeatedMultilabelStratifiedKFold(n_splits=2, n_repeats=repeats, random_state=seed)
+    for a, b in halves.split(probs, targs.astype(int)):
         for name, rule in candidate_rules().items(): note(name, rule.fit(probs[a], targs[a]), a, b)
         rule = choose_rule(probs[a], targs[a])
         note('auto', rule, a, b)
-        note('auto, adapted', rule, a, b, adapt_rule(rule, probs[b]) if isinstance(rule, CalibratedRule) else None)
+        adapted = adapt_rule(rule, probs[b]) if isinstance(rule, CalibratedRule) else None
+        note('auto, adapted', rule, a, b, adapted)
     return out, inside
 
 if __name__ == '__main__':
@@ -47,11 +49,15 @@ if __name__ == '__main__':
     try:
         targs = encode_targets(read_labels(args.labels).Target)
         probs = np.mean([np.load(o, allow_pickle=False) for o in args.preds], 0)
-        if len(probs) != len(targs): raise DataError(f'{args.labels}: {len(targs)} rows for {len(probs)} predictions; give the list that the predictions were made for')
+        if len(probs) != len(targs):
+            raise DataError(f'{args.labels}: {len(targs)} rows for {len(probs)} predictions; '
+                            'give the list that the predictions were made for')
         out, inside = score_rules(probs, targs, args.repeats, args.seed)
     except DataError as e: raise SystemExit(str(e))
-    scores = {name: dict(mean=mean(o), sd=stdev(o)) for name,o in out.items()}
-    table = pd.DataFrame(scores).T.assign(in_sample={k: mean(o) for k,o in inside.items()}).sort_values('mean', ascending=False)
+    scores = {name: dict(mean=mean(o), sd=stdev(o)) for name, o in out.items()}
+    in_sample = {name: mean(o) for name, o in inside.items()}
+    table = pd.DataFrame(scores).T.assign(in_sample=in_sample).sort_values('mean', ascending=False)
     print(table.round(4).to_string())
-    print(f'{len(probs):,} images; best constant answer {constant_floor(targs):.4f}; {args.repeats} x 2 halves, {time.perf_counter() - start:.0f} s')
+    print(f'{len(probs):,} images; best constant answer {constant_floor(targs):.4f}; '
+          f'{args.repeats} x 2 halves, {time.perf_counter() - start:.0f} s')
     if args.json: write_json(args.json, scores)

@@ -13,5 +13,6 @@ root = Path(__file__).resolve().parent.parent
 def shared():
     "The folder of real competition files; tests that want it skip elsewhere"
     folder = Path(os.environ.get('HPA_SHARED', root.parent/'shared'))
-    if not (folder/'data/labels/train.csv').exists(): pytest.skip(f'the competition files are not in {folder} (set HPA_SHARED)')
+    if not (folder/'data/labels/train.csv').exists():
+        pytest.skip(f'the competition files are not in {folder} (set HPA_SHARED)')
     return folder

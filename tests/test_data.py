@@ -43,7 +43,9 @@ def test_epoch_that_is_left_early_leaves_no_thread(data):
     for _ in range(5): dls.train.one_batch()
     for b in dls.train: break
     del b
-    it = iter(dls.train); next(it); it.close()
+    it = iter(dls.train)
+    next(it)
+    it.close()
     assert n_threads() == before
 
 def test_error_in_the_thread_comes_to_the_caller(data):

@@ -235,12 +235,18 @@ def test_archives_in_the_archive(tmp_path, monkeypatch):
 def test_merging_the_same_folder_twice_adds_nothing(tmp_path):
     rng = np.random.default_rng(0)
     for name, n in dict(a=8, b=5).items():
+        names = [f'{name}{k}' for k in range(n)]
         (tmp_path/name/'train').mkdir(parents=True)
-        for k in range(n): np.save(tmp_path/name/'train'/f'{name}{k}.npy', np.kron(rng.integers(0, 200, (8, 8, 4)), np.ones((8, 8, 1))).astype(np.uint8))
-        pd.DataFrame(dict(Id=[f'{name}{k}' for k in range(n)], Target='0', CellLine='HeLa')).to_csv(tmp_path/name/'train.csv', index=False)
+        for o in names:
+            squares = np.kron(rng.integers(0, 200, (8, 8, 4)), np.ones((8, 8, 1)))
+            np.save(tmp_path/name/'train'/f'{o}.npy', squares.astype(np.uint8))
+        df = pd.DataFrame(dict(Id=names, Target='0', CellLine='HeLa'))
+        df.to_csv(tmp_path/name/'train.csv', index=False)
     merged = merge_folders([tmp_path/'a', tmp_path/'b', tmp_path/'a'], tmp_path/'out', progress=False)
-    assert merged.counts[['rows', 'same_id', 'near_duplicates', 'kept']].values.tolist() == [[8, 0, 0, 8], [5, 0, 0, 5], [8, 8, 0, 0]]
+    counts = merged.counts[['rows', 'same_id', 'near_duplicates', 'kept']]
+    assert counts.values.tolist() == [[8, 0, 0, 8], [5, 0, 0, 5], [8, 8, 0, 0]]
     before = digest(tmp_path/'out/train')
     merge_folders([tmp_path/'a', tmp_path/'b'], tmp_path/'out', progress=False)
     assert digest(tmp_path/'out/train') == before
-    for i, o in find_samples(tmp_path/'out/train', read_labels(tmp_path/'out/train.csv').Id).items(): assert (open_rgby(o) == open_rgby(merged.samples[i])).all()
+    written = find_samples(tmp_path/'out/train', read_labels(tmp_path/'out/train.csv').Id)
+    for i, o in written.items(): assert (open_rgby(o) == open_rgby(merged.samples[i])).all()

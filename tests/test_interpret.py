@@ -1,7 +1,6 @@
 "Interpretation and report: what must hold for any decisions, and hostile contents."
 import re
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
@@ -57,7 +56,8 @@ def test_intervals_cover():
     for seed in range(100):
         p, t = draw(400)
         o = class_report(p, t, preds=p > .4, intervals=True, n_boot=100, labels='AB', seed=seed)
-        inside.append([(o[f'{k}_low'] <= whole[k]) & (whole[k] <= o[f'{k}_high']) for k in ('f1', 'ap', 'precision', 'recall')])
+        for k in ('f1', 'ap', 'precision', 'recall'):
+            inside.append((o[f'{k}_low'] <= whole[k]) & (whole[k] <= o[f'{k}_high']))
     assert .82 < np.mean(inside) < .97
 
 def make_run(path, ids, seed=0):
@@ -70,7 +70,10 @@ def make_run(path, ids, seed=0):
     write_decisions(path/'oof.csv', ids, np.arange(n) % 2, targs, decided)
     write_probs(path/'oof.parquet', ids, probs)
     rule.save(path/'thresholds.json')
-    write_json(path/'scores.json', dict(macro_f1=macro_f1(decided, targs), macro_f1_in_sample=.9, mean_ap=mean_average_precision(probs, targs)))
+    write_json(path/'scores.json', dict(
+        macro_f1=macro_f1(decided, targs),
+        macro_f1_in_sample=.9,
+        mean_ap=mean_average_precision(probs, targs)))
     return path
 
 def test_report_escapes_whatever_it_is_given(tmp_path):
@@ -78,7 +81,8 @@ def test_report_escapes_whatever_it_is_given(tmp_path):
     run = make_run(tmp_path/'a <b> & "c"', nasty + [f'i{k}' for k in range(60)])
     (run/'recipe.yaml').write_text('name: </pre><script>alert(2)</script>\n', encoding='utf-8')
     html = write_report(run).read_text(encoding='utf-8')
-    assert '<script' not in html and 'onerror=alert(1)>' not in html.replace('&gt;', '&') and '</pre><script>' not in html
+    assert '<script' not in html and '</pre><script>' not in html
+    assert 'onerror=alert(1)>' not in html.replace('&gt;', '&')
     assert '&lt;script&gt;alert(2)&lt;/script&gt;' in html and 'a &lt;b&gt; &amp; &quot;c&quot;' in html
     assert not re.search(r'(src|href)="(?!data:)', html)
 
@@ -90,7 +94,10 @@ def test_report_is_written_whole_or_not_at_all(tmp_path):
     assert (run/'report.html').read_text() == 'the old one'
     assert not [o for o in run.iterdir() if o.suffix == '.tmp' or o.name.startswith('.')]
 
-@pytest.mark.parametrize('text, message', [('', 'not a readable CSV'), ('Id,fold,Target\na,0,1\n', 'lacks the column Predicted'), ('Id,fold,Target,Predicted\na,0,1,1\na,1,2,2\n', 'repeats the Id')])
+@pytest.mark.parametrize('text, message', [
+    ('', 'not a readable CSV'),
+    ('Id,fold,Target\na,0,1\n', 'lacks the column Predicted'),
+    ('Id,fold,Target,Predicted\na,0,1,1\na,1,2,2\n', 'repeats the Id')])
 def test_broken_decisions(tmp_path, text, message):
     run = make_run(tmp_path/'run', [f'i{k}' for k in range(56)])
     (run/'oof.csv').write_text(text)

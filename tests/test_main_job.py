@@ -1,5 +1,5 @@
 "The main job from the command line: it runs, repeats itself, survives kills, and refuses bad input in one line."
-import json, os, shutil, signal, subprocess, sys, sysconfig, time
+import json, os, shutil, subprocess, sysconfig, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from PIL import Image

@@ -60,7 +60,8 @@ def test_killed_then_run_again_gives_the_same_bytes(whole, tmp_path, progress):
     p, _ = start(tmp_path/'pack', codec)
     end = time.time() + 120
     while rows_done(part) < progress*n and p.is_alive() and time.time() < end: time.sleep(.003)
-    p.kill(); p.join()
+    p.kill()
+    p.join()
     assert not (tmp_path/'pack').exists()
     with pytest.raises(DataError, match='not finished|no such pack'): open_pack(tmp_path/'pack')
     kept = rows_done(part)
@@ -68,21 +69,26 @@ def test_killed_then_run_again_gives_the_same_bytes(whole, tmp_path, progress):
     assert kept >= progress*n*.9
     assert digest(pack.path) == digest(expected.path)
     with pytest.raises(ProcessLookupError):        # the workers of the killed run have ended too
-        for _ in range(100): os.killpg(p.pid, 0); time.sleep(.1)
+        for _ in range(100):
+            os.killpg(p.pid, 0)
+            time.sleep(.1)
 
 def test_a_power_cut_may_lose_any_page(whole, tmp_path):
     "Rows without their pixels, pixels without their rows, half of a row: all are done again"
     codec, expected = whole
     p, _ = start(tmp_path/'pack', codec)
     while rows_done(tmp_path/'pack.part') < n//2: time.sleep(.005)
-    p.kill(); p.join()
+    p.kill()
+    p.join()
     part = tmp_path/'pack.part'
     time.sleep(.5)
     pixels = next(part.glob('pixels.*'))
     rng = np.random.default_rng(0)
     for f in (pixels, part/'rows.npy'):
         with open(f, 'r+b') as o:
-            for at in rng.integers(1024, f.stat().st_size - 512, 12): o.seek(at); o.write(bytes(512))
+            for at in rng.integers(1024, f.stat().st_size - 512, 12):
+                o.seek(at)
+                o.write(bytes(512))
     pack = build(tmp_path/'pack', codec)
     pack.verify(progress=False)
     if codec == 'raw': assert digest(pack.path) == digest(expected.path)
@@ -96,7 +102,10 @@ def test_every_flipped_byte_is_noticed(whole, tmp_path):
             copy = Path(shutil.copytree(expected.path, tmp_path/'copy'))
             with open(copy/name, 'r+b') as f:
                 at = rng.integers((copy/name).stat().st_size)
-                f.seek(at); b = f.read(1)[0]; f.seek(at); f.write(bytes([b ^ int(rng.integers(1, 256))]))
+                f.seek(at)
+                flipped = f.read(1)[0] ^ int(rng.integers(1, 256))
+                f.seek(at)
+                f.write(bytes([flipped]))
             with pytest.raises(DataError) as e: open_pack(copy).verify(progress=False)
             assert '\n' not in str(e.value) and 'copy' in str(e.value)
             shutil.rmtree(copy)

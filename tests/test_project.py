@@ -1,4 +1,4 @@
-"What holds for the project as a whole: notebooks and modules agree, names are public once, imports go one way and are quick."
+"What holds for the project as a whole: notebooks and modules agree, names hide nothing, imports go one way."
 import ast, builtins, json, os, re, shutil, subprocess, sys, sysconfig
 from pathlib import Path
 import pytest
@@ -6,10 +6,13 @@ import pytest
 root = Path(__file__).resolve().parent.parent
 notebooks = sorted(p for p in (root/'nbs').glob('**/*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 def dotted(path): return '.'.join(path.relative_to(root/'hpa_fastai').with_suffix('').parts)
-modules = {dotted(p): p for p in sorted((root/'hpa_fastai').glob('**/*.py')) if p.stem not in ('__init__', 'all', '_modidx', '_site')}
+sources = sorted((root/'hpa_fastai').glob('**/*.py'))
+modules = {dotted(p): p for p in sources if p.stem not in ('__init__', 'all', '_modidx', '_site')}
 commands = re.findall(r'^\s*(?:console_scripts = )?(hpa-[\w-]+)=', (root/'settings.ini').read_text(), re.M)
 
-def cells(nb): return [(c['cell_type'], ''.join(c['source'])) for c in json.loads(nb.read_text(encoding='utf-8'))['cells']]
+def read_cells(nb): return json.loads(nb.read_text(encoding='utf-8'))['cells']
+def cells(nb): return [(c['cell_type'], ''.join(c['source'])) for c in read_cells(nb)]
+def body(path): return ast.parse(path.read_text(encoding='utf-8')).body
 def module_of(nb):
     found = re.search(r'^#\|\s*default_exp\s+([\w.]+)', '\n'.join(s for _, s in cells(nb)), re.M)
     return found and found[1]
@@ -17,15 +20,20 @@ def module_of(nb):
 def run(*args): return subprocess.run([str(a) for a in args], capture_output=True, text=True, cwd=root)
 
 def copy_of_project(to):
-    for o in ('nbs', 'hpa_fastai'): shutil.copytree(root/o, to/o, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '_quarto.yml'))
+    ignore = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '_quarto.yml')
+    for o in ('nbs', 'hpa_fastai'): shutil.copytree(root/o, to/o, ignore=ignore)
     for o in ('pyproject.toml', 'settings.ini'): shutil.copy(root/o, to/o)
     return to
+
+def run_in(folder, code): subprocess.run([sys.executable, '-c', code], cwd=folder, check=True, capture_output=True)
 
 def test_modules_are_what_the_notebooks_export(tmp_path):
     copy = copy_of_project(tmp_path)
     for path in modules.values(): (copy/path.relative_to(root)).unlink()
-    subprocess.run([sys.executable, '-c', 'from nbdev.export import nb_export\nfrom nbdev.doclinks import nbdev_export\nnbdev_export()'], cwd=copy, check=True, capture_output=True)
-    def files(at): return {str(p.relative_to(at)): p.read_text(encoding='utf-8') for p in (at/'hpa_fastai').glob('**/*.py')}
+    run_in(copy, 'from nbdev.export import nb_export\nfrom nbdev.doclinks import nbdev_export\nnbdev_export()')
+    def files(at):
+        paths = (at/'hpa_fastai').glob('**/*.py')
+        return {str(p.relative_to(at)): p.read_text(encoding='utf-8') for p in paths}
     exported, committed = files(copy), files(root)
     assert set(exported) == set(committed), 'a module without a notebook, or a notebook whose module is not committed'
     differ = [n for n in sorted(exported) if exported[n] != committed[n]]
@@ -33,8 +41,9 @@ def test_modules_are_what_the_notebooks_export(tmp_path):
 
 def test_notebooks_are_clean(tmp_path):
     copy = copy_of_project(tmp_path)
-    subprocess.run([sys.executable, '-c', 'from nbdev.clean import nbdev_clean\nnbdev_clean()'], cwd=copy, check=True, capture_output=True)
-    differ = [str(nb.relative_to(root)) for nb in notebooks if (copy/nb.relative_to(root)).read_bytes() != nb.read_bytes()]
+    run_in(copy, 'from nbdev.clean import nbdev_clean\nnbdev_clean()')
+    names = [nb.relative_to(root) for nb in notebooks]
+    differ = [str(o) for o in names if (copy/o).read_bytes() != (root/o).read_bytes()]
     assert not differ, f'run nbdev-clean: {differ}'
 
 def test_readme_is_written_from_index():
@@ -46,17 +55,19 @@ def test_notebook(nb):
     "Small enough to read in a browser, every cell is run, and at least one cell asserts for each that exports"
     code = [s for kind, s in cells(nb) if kind == 'code']
     exported = [s for s in code if re.search(r'^#\|\s*exports?\b', s, re.M)]
-    asserting = [s for s in code if s not in exported and re.search(r'\b(test_\w+\(|assert |expect_fail|assert_\w+\()', s)]
+    assertion = r'\b(test_\w+\(|assert |expect_fail|assert_\w+\()'
+    asserting = [s for s in code if s not in exported and re.search(assertion, s)]
     assert len(asserting) >= len(exported)
     assert nb.stat().st_size < 1_000_000
     assert not any(re.search(r'^#\|\s*eval:\s*false|skip_exec', s, re.M) for s in code)
     for s in code:
-        imports = [isinstance(o, (ast.Import, ast.ImportFrom)) for o in ast.parse(s).body] if s not in exported else []
+        if s in exported: continue
+        imports = [isinstance(o, (ast.Import, ast.ImportFrom)) for o in ast.parse(s).body]
         assert all(imports) or not any(imports) or nb.stem == 'index', f'imports belong in cells of their own: {s}'
-    run_cells = [c for c in json.loads(nb.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    run_cells = [c for c in read_cells(nb) if c['cell_type'] == 'code']
     assert not any(o['output_type'] == 'error' for c in run_cells for o in c['outputs'])
 
-# Each part may import from the parts named before it. The simulator is an appendix in the book, but stands on the ground.
+# Each part may import from the parts named before it. The simulator comes last in the book, but needs only the ground.
 floors = ['ground', 'images', 'simulate', 'data', 'models', 'train', 'decide', 'explain', 'runs', 'cli']
 
 def part(module):
@@ -68,7 +79,10 @@ def imports(name, path):
     package = ['hpa_fastai', *name.split('.')[:-1]]
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
         if isinstance(node, ast.Import): found = [o.name for o in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level: found = ['.'.join([*package[:len(package) - node.level + 1], *filter(None, [node.module])])]
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            parts = package[:len(package) - node.level + 1]
+            if node.module: parts.append(node.module)
+            found = ['.'.join(parts)]
         elif isinstance(node, ast.ImportFrom): found = [node.module]
         else: continue
         yield from (o.removeprefix('hpa_fastai.') for o in found if o.startswith('hpa_fastai.'))
@@ -107,15 +121,19 @@ def test_sidebar_holds_every_page():
     listed = re.findall(r'^\s+- (\S+\.ipynb)$', (root/'_quarto.yml').read_text(encoding='utf-8'), re.M)
     assert sorted(listed) == sorted(nb.relative_to(root/'nbs').as_posix() for nb in notebooks)
 
+def public_names(path):
+    "What a module lists in `__all__`"
+    for node in body(path):
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == '__all__':
+            return set(ast.literal_eval(node.value))
+    raise AssertionError(f'{path}: no __all__')
+
 def test_star_import():
     "A hundred names or so, by part; none hides a builtin, a module of ours or a name of fastai's"
     namespace = {}
     exec('from hpa_fastai import *', namespace)
     names = {n for n in namespace if n != '__builtins__'}
-    public = set()
-    for path in modules.values():
-        public |= set(next(ast.literal_eval(n.value) for n in ast.parse(path.read_text(encoding='utf-8')).body
-                           if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__'))
+    public = set().union(*(public_names(path) for path in modules.values()))
     assert names <= public, f'not public in their modules: {sorted(names - public)}'
     assert 80 <= len(names) <= 125
     assert not names & {o.rpartition('.')[2] for o in modules}, 'a name that is also a module'
@@ -126,7 +144,7 @@ def test_star_import():
 
 def test_no_function_is_named_like_its_module():
     for name, path in modules.items():
-        defined = {n.name for n in ast.parse(path.read_text(encoding='utf-8')).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+        defined = {n.name for n in body(path) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
         assert name.rpartition('.')[2] not in defined, name
 
 heavy = {'torch', 'fastai', 'timm', 'pandas', 'numpy', 'matplotlib', 'cv2', 'sklearn', 'skimage'}
@@ -138,7 +156,9 @@ def test_import_is_light():
 @pytest.mark.parametrize('command', commands)
 def test_help_is_light(command):
     "`--help` answers without the heavy imports"
-    done = subprocess.run([Path(sysconfig.get_path('scripts'))/command, '--help'], capture_output=True, text=True, env={**os.environ, 'PYTHONPROFILEIMPORTTIME': '1'})
+    program = Path(sysconfig.get_path('scripts'))/command
+    env = {**os.environ, 'PYTHONPROFILEIMPORTTIME': '1'}
+    done = subprocess.run([program, '--help'], capture_output=True, text=True, env=env)
     loaded = {l.rpartition('|')[2].strip() for l in done.stderr.splitlines()}
     assert done.returncode == 0 and done.stdout.startswith('usage:'), done.stderr
     assert 'hpa_fastai.cli' in loaded and not heavy & loaded

@@ -1,9 +1,9 @@
-"What the simulator promises, beyond its notebooks: any size, label set and seed; any number of workers; a fork after OpenCV's threads."
+"""What the simulator promises, beyond its notebooks: any size, label set and seed; any number of workers; a fork after
+OpenCV's threads."""
 import hashlib, subprocess, sys
 
 import cv2
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
@@ -17,7 +17,8 @@ from hpa_fastai.simulate.stains import draw_stains
 label_sets = st.lists(st.integers(0, 27), min_size=1, max_size=4, unique=True)
 
 @settings(max_examples=60, deadline=None)
-@given(labels=label_sets, size=st.integers(16, 300), seed=st.integers(0, 2**32), um=st.floats(.1, 1.5), site=st.sampled_from(['train', 'test']))
+@given(labels=label_sets, size=st.integers(16, 300), seed=st.integers(0, 2**32), um=st.floats(.1, 1.5),
+       site=st.sampled_from(['train', 'test']))
 def test_any_field(labels, size, seed, um, site):
     f = simulate_field(labels, size, seed, um, site=site)
     assert f.image.shape == (size, size, 4) and f.image.dtype == np.uint8
@@ -41,21 +42,26 @@ def test_the_pattern_is_in_green(label):
 def test_same_seed_same_bytes():
     for site in ('train', 'test'):
         a, b = (simulate_field('0 25 7', 128, [3, 4], site=site) for _ in range(2))
-        assert (a.image == b.image).all() and (a.cells == b.cells).all() and all((a.patterns[k] == b.patterns[k]).all() for k in a.patterns)
+        assert (a.image == b.image).all() and (a.cells == b.cells).all()
+        assert all((a.patterns[k] == b.patterns[k]).all() for k in a.patterns)
     assert (simulate_field(0, 128, 1).image != simulate_field(0, 128, 2).image).any()
 
 def test_threads_do_not_matter():
     before = cv2.getNumThreads()
     images = []
     for n in (0, 4):
-        cv2.setNumThreads(n); images.append(simulate_field(23, 256, 5).image)
+        cv2.setNumThreads(n)
+        images.append(simulate_field(23, 256, 5).image)
     cv2.setNumThreads(before)
     assert (images[0] == images[1]).all()
 
-def _digest(folder): return {str(o.relative_to(folder)): hashlib.sha1(o.read_bytes()).hexdigest() for o in sorted(folder.rglob('*')) if o.is_file()}
+def _digest(folder):
+    files = [o for o in sorted(folder.rglob('*')) if o.is_file()]
+    return {str(o.relative_to(folder)): hashlib.sha1(o.read_bytes()).hexdigest() for o in files}
 
 def test_dataset_is_the_same_with_any_number_of_workers(tmp_path):
-    kw = dict(n=20, n_test=6, size=64, seed=7, progress=False, near_duplicates=.2, label_noise=.2, missing=.2, masks=True)
+    kw = dict(n=20, n_test=6, size=64, seed=7, progress=False)
+    kw |= dict(near_duplicates=.2, label_noise=.2, missing=.2, masks=True)
     digests = [_digest(simulate_dataset(tmp_path/str(w), workers=w, **kw)) for w in (0, 1, 2, 3)]
     assert len(digests[0]) == 26*6 + 5 and all(o == digests[0] for o in digests)
     simulate_dataset(tmp_path/'0', workers=0, **kw) # over an old one
@@ -68,10 +74,13 @@ import cv2, numpy as np
 from hpa_fastai.simulate.dataset import simulate_dataset
 if __name__ == '__main__':
     a = np.random.randint(0, 255, (1500, 1500, 3), np.uint8)
-    for _ in range(5): cv2.resize(a, (300, 300), interpolation=cv2.INTER_AREA); cv2.GaussianBlur(a, (0, 0), 3)
+    for _ in range(5):
+        cv2.resize(a, (300, 300), interpolation=cv2.INTER_AREA)
+        cv2.GaussianBlur(a, (0, 0), 3)
     simulate_dataset({str(tmp_path/'cells')!r}, n=16, n_test=0, size=32, workers=2, progress=False)
 '''
-    script = tmp_path/'run.py'; script.write_text(code)
+    script = tmp_path/'run.py'
+    script.write_text(code)
     subprocess.run([sys.executable, str(script)], check=True, timeout=120)
     assert len(read_labels(tmp_path/'cells/train.csv')) == 16
 
@@ -82,8 +91,8 @@ def test_balanced_and_real_frequencies():
     assert draw_label_sets(50, 3) == draw_label_sets(50, 3)
 
 def test_sites_differ():
-    means = {site: np.mean([simulate_field(0, 128, s, site=site).image.mean() for s in range(30)]) for site in ('train', 'test')}
-    assert means['test'] < .95*means['train'] # the competition's test images are darker
+    def mean(site): return np.mean([simulate_field(0, 128, s, site=site).image.mean() for s in range(30)])
+    assert mean('test') < .95*mean('train') # the competition's test images are darker
 
 def test_options():
     f = simulate_field('0 25', 96, 1, missing=('yellow', 'red'), bits=16)
@@ -105,12 +114,17 @@ def test_aggresomes_displace_red_and_dent_the_nucleus():
         light = {**draw_stains(f), 'green': PATTERNS['Aggresome'].draw(f)}
         core, near = f.taken > .9, (f.taken == 0) & (f.cells > 0) & (f.rim < 4)
         assert not f.nuclei[core].any() and (f.cells[core] > 0).all()
-        for c,a in light.items(): inside[c].append(a[core].mean()); beside[c].append(a[near].mean())
-    i, b = ({c: np.mean(v) for c,v in o.items()} for o in (inside, beside))
+        for c, a in light.items():
+            inside[c].append(a[core].mean())
+            beside[c].append(a[near].mean())
+    i, b = ({c: np.mean(v) for c, v in o.items()} for o in (inside, beside))
     assert i['green'] > 3*b['green'] and i['red'] < .3*b['red'] and i['yellow'] < .3*b['yellow'] and i['blue'] == 0
     assert not any(len(f.blobs) for f in _layouts()) # no label, no aggresome
 
-@pytest.mark.parametrize('name', ['Nucleoplasm', 'Nuclear membrane', 'Nucleoli', 'Nucleoli fibrillar center', 'Nuclear speckles', 'Nuclear bodies'])
+in_nucleus = ['Nucleoplasm', 'Nuclear membrane', 'Nucleoli', 'Nucleoli fibrillar center', 'Nuclear speckles',
+              'Nuclear bodies']
+
+@pytest.mark.parametrize('name', in_nucleus)
 def test_dividing_cells_have_no_nucleus(name):
     "What was in it is all over the cell: less of the contrast that nuclei at rest show"
     calm, torn = [], []
@@ -133,7 +147,10 @@ def test_dividing_cells_have_two_poles_and_few_filaments():
     for name in ('Centrosome', 'Microtubule organizing center'): assert mean(name, poles) > 4*mean(name, cell), name
     def spindle(f): return (f.dividing > 0) & (f.taken > .5)
     assert mean('Microtubules', spindle) > mean('Microtubules', others) # green follows red into the spindle
-    for name in ('Peroxisomes', 'Lysosomes', 'Mitochondria', 'Golgi apparatus', 'Endoplasmic reticulum'): assert mean(name, lambda f: (f.dividing > 0) & (f.taken > .9)) < .5*mean(name, lambda f: (f.dividing > 0) & (f.taken == 0)), name
+    def taken(f): return (f.dividing > 0) & (f.taken > .9)
+    def free(f): return (f.dividing > 0) & (f.taken == 0)
+    for name in ('Peroxisomes', 'Lysosomes', 'Mitochondria', 'Golgi apparatus', 'Endoplasmic reticulum'):
+        assert mean(name, taken) < .5*mean(name, free), name
 
 def test_a_29th_pattern(tmp_path):
     "It has a number, occurs in balanced sets, and reaches a network's targets where `labels` says so"
