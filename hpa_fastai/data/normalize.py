@@ -50,6 +50,7 @@ def _set_stats(self:StainNormalize, mean, std):
     "Keep mean and standard deviation as rows (1, channels)"
     self.mean = np.array(mean, np.float32).reshape(1, -1)
     self.std = np.array(std, np.float32).reshape(1, -1)
+    self.std[self.std == 0] = 1   # a stain that is the same everywhere is only centred
 
 @patch
 def _stats_of(self:StainNormalize, dl):
