@@ -10,16 +10,16 @@
 - `hpa_fastai.data.sources`: Where batches come from: a pack, a folder of files, or your own kind of storage
 - `hpa_fastai.data.symmetries`: The eight symmetries of the square: to augment, to average predictions, and to undo
 - `hpa_fastai.decide.calibration`: Probabilities that mean what they say, and the decisions that follow from them
-- `hpa_fastai.decide.ensembles`: One answer from several networks: averaged, ranked, put to the vote, or weighted
-- `hpa_fastai.decide.outcome`: From out-of-fold probabilities to a rule, to label sets, and to what they are worth
-- `hpa_fastai.decide.rules`: From probabilities to label sets: thresholds fitted on some images, and used on others
+- `hpa_fastai.decide.ensembles`: Combine several networks: by averages, ranks, votes, or fitted weights
+- `hpa_fastai.decide.outcome`: From out-of-fold probabilities to a rule, to label sets, and to their scores
+- `hpa_fastai.decide.rules`: From probabilities to label sets: fit thresholds on some images, and use them on others
 - `hpa_fastai.decide.shift`: Thresholds for a test set in which labels are more or less frequent than in training
 - `hpa_fastai.decide.submission`: Probabilities on disk, and a submission in the right order
 - `hpa_fastai.decide.thresholds`: The best rule for a network's probabilities, and what it will score on new images
-- `hpa_fastai.decide.tta`: Ask the network about eight views of each image, and average its answers
-- `hpa_fastai.explain.embeddings`: Images as the network sees them: which lie together, and which are nearest
-- `hpa_fastai.explain.gradcam`: Where in the image did the network see it? A heat map for each label
-- `hpa_fastai.explain.interpret`: Which labels you can trust, what is taken for what, and the images behind the numbers
+- `hpa_fastai.decide.tta`: Predict on eight views of each image, and average the predictions
+- `hpa_fastai.explain.embeddings`: Images as the network sees them: maps of similar images, and nearest neighbours
+- `hpa_fastai.explain.gradcam`: Where in the image does the network see a label? A heat map for each label
+- `hpa_fastai.explain.interpret`: Which labels you can trust, which labels are confused, and the images behind the numbers
 - `hpa_fastai.explain.neighbours`: Train a network to find each image's nearest neighbour
 - `hpa_fastai.explain.plots`: Learning curves, F1 of each label, confusions, thresholds, and the worst images
 - `hpa_fastai.files`: Atomic file writes: a file is either complete or absent

@@ -31,7 +31,7 @@ def _bright(blue, um_per_px):
 
 # %% ../../nbs/34_models.masks.ipynb #e0b09a71
 def _part(mask, um_per_px):
-    "Number the nuclei of a boolean mask, parting those that touch"
+    "Number the nuclei of a boolean mask, splitting those that touch"
     distance = gaussian(ndi.distance_transform_edt(mask), 1/um_per_px)
     areas = ndi.label(mask)[0]
     peaks = peak_local_max(distance, min_distance=max(1, round(4/um_per_px)), labels=areas)
@@ -50,7 +50,7 @@ def _drop_small(nuclei, um_per_px, smallest):
 def segment_nuclei(
     blue, # Blue channel (h, w), of any scale
     um_per_px:float=.32, # Micrometres per pixel: .08 at 2048 pixels, .32 at 512
-    smallest:float=20. # Area in µm² below which a spot is no nucleus
+    smallest:float=20. # Area in µm² below which a spot is not a nucleus
 ) -> np.ndarray: # Numbers (h, w) int32: 0 outside, and 1, 2, … inside the nuclei
     "Find the nuclei in the blue channel"
     mask = _bright(blue, um_per_px)
@@ -109,11 +109,11 @@ def mask_loss(
 
 # %% ../../nbs/34_models.masks.ipynb #090be2de
 class MaskTask(Callback):
-    "Teach a network with `mask_logits` its masks beside the labels"
+    "Teach a network with `mask_logits` its masks together with the labels"
     order = 5   # before mixed precision (10), which scales the loss
     def __init__(self,
-        segment=segment_batch, # Function from a batch of images to masks, used where the DataLoaders bring none
-        weight:float=1. # Weight of the masks' loss; that of the labels has 1
+        segment=segment_batch, # Function from a batch of images to masks, used where the DataLoaders have none
+        weight:float=1. # Weight of the masks' loss; the loss of the labels has weight 1
     ): self.segment, self.weight = segment, weight
 
     def before_batch(self):
