@@ -21,17 +21,15 @@ import numpy as np
 import pandas as pd
 from fastprogress import progress_bar
 
-import hpa_fastai.simulate.cytoplasm # registers its patterns
-import hpa_fastai.simulate.vesicles # registers its patterns
+import hpa_fastai.simulate.vesicles # with it, all 28 patterns are registered
 
 from ..labels import CHANNELS, DataError, parse_target, train_label_sets
 from ..files import read_json, whole_file, write_json
 from ..workers import ordered_map
-from .strokes import normals
 from .layout import draw_layout
 from .stains import draw_stains
 from .patterns import normalise_bright, pattern_names, PATTERNS
-from .optics import image_light, SITES
+from .optics import image_light, retake, SITES
 
 # %% ../../nbs/88_simulate.dataset.ipynb #cca2d5d4
 @dataclass
@@ -131,10 +129,7 @@ def near_duplicate(
 ) -> np.ndarray: # (h, w, 4) uint8
     "Take the same field once more: shifted, with another gain and more noise"
     rng = np.random.default_rng(seed)
-    moved = _shifted(image, rng)
-    gain = rng.uniform(.75, 1.25, image.shape[2]).astype(np.float32)
-    out = moved*gain + normals(rng, *image.shape)*rng.uniform(1, 5)
-    return np.where(moved > 0, out.clip(0, 255) + .5, 0).astype(np.uint8)
+    return retake(_shifted(image, rng), rng)
 
 # %% ../../nbs/88_simulate.dataset.ipynb #50264fed
 def noisy_label(

@@ -13,6 +13,8 @@ __all__ = ['golgi', 'peroxisomes', 'endosomes', 'lysosomes', 'lipid_droplets', '
 # %% ../../nbs/86_simulate.vesicles.ipynb #a0fee42c
 import numpy as np
 
+import hpa_fastai.simulate.cytoplasm # registers its patterns, so that with those below all 28 are there
+
 from .cells import CellLayout, METAPHASE
 from .patterns import bars, dots, normalise_bright, pattern
 
