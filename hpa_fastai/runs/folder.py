@@ -47,7 +47,7 @@ def save_config(
     mean, # Mean of each channel, in 0 to 1
     std, # Standard deviation of each channel, in 0 to 1
     labels=LABELS, # Names of the labels, in order
-    views:dict=None # Views in which a network is asked about an image: arguments of `DihedralTTA`
+    views:dict=None # Views each network predicts on: arguments of `DihedralTTA`
 ):
     "Write model.json: how to build a run's networks, and how to prepare images for them"
     config = dict(format=1, model=model, size=size, mean=list(mean), std=list(std), labels=list(labels))
@@ -68,7 +68,7 @@ def read_config(
 def read_networks(
     run # Folder of a finished run
 ) -> tuple: # What `save_config` wrote, the weights' files in the order of the folds, the fitted `Rule`
-    "Read what a run predicts by; raises `DataError`"
+    "Read what a run needs to predict; raises `DataError`"
     run, config = Path(run), read_config(run)
     files = sorted(run.glob('fold*/model.safetensors'), key=lambda o: int(o.parent.name[4:]))
     if not files or not (run/'thresholds.json').exists():
@@ -116,7 +116,7 @@ def ensemble_run_folders(
 def read_ensemble(
     run # Folder of an ensemble
 ) -> tuple: # Folders of its runs, its fitted `Ensemble`, its fitted `Rule`
-    "Read what an ensemble predicts by; raises `DataError`"
+    "Read what an ensemble needs to predict; raises `DataError`"
     run = Path(run)
     return ensemble_run_folders(run), load_ensemble(run/'weights.json'), load_rule(run/'thresholds.json')
 
@@ -148,7 +148,7 @@ class RunFolder:
 
     @cached_property
     def scores(self) -> dict:
-        "What stands in scores.json"
+        "The content of scores.json"
         return read_json(self.path/'scores.json')
 
     @cached_property
@@ -173,7 +173,7 @@ def _pack_folders(run):
 def images(self:RunFolder,
     packs=None # Folder of packed images; by default the run's own, or those of the runs it combines
 ): # `Pack` of the training images, or None
-    "The images that the run was trained on, where they still are"
+    "The images that the run was trained on, if they are still there"
     for folder in [Path(packs)] if packs else _pack_folders(self.path):
         found = [o for o in folder.glob('train-*') if o.name[6:].isdigit()]
         if found: return open_pack(max(found, key=lambda o: int(o.name[6:])))
@@ -183,7 +183,7 @@ def images(self:RunFolder,
 def interpret(self:RunFolder,
     packs=None # Folder of packed images; by default the run's own
 ) -> RGBYInterpretation:
-    "Interpret what the run said of images that its networks had not learnt from"
+    "Interpret the predictions for images that the run's networks had not learnt from"
     return RGBYInterpretation(self.ids, self.probs, self.targs, self.decided, self.images(packs), self.rule)
 
 # %% ../../nbs/73_runs.folder.ipynb #5f7ace2f

@@ -37,7 +37,7 @@ class Predictor:
         std, # Standard deviation of each channel, in 0 to 1
         labels=LABELS, # Names of the labels, in order
         device=None, # Device to compute on; by default the best there is
-        views:dict=None # Views in which a network is asked, arguments of `DihedralTTA`; by default eight symmetries
+        views:dict=None # Views each network predicts on, arguments of `DihedralTTA`; by default eight symmetries
     ):
         self.device = torch.device(device or default_device())
         self.models = [m.to(self.device, memory_format=torch.channels_last).eval() for m in models]
@@ -172,10 +172,10 @@ def predict_folder(self:Predictor,
 
 # %% ../../nbs/74_runs.predictor.ipynb #324d5416
 class EnsemblePredictor(Predictor):
-    "Several trained runs that answer as one: from images to labels"
+    "Several trained runs that predict as one: from images to labels"
     def __init__(self,
         members, # A `Predictor` for each run
-        ensemble, # From their probabilities to one answer: a fitted `Ensemble`
+        ensemble, # Fitted `Ensemble` that combines their probabilities
         rule # Rule from probabilities to decisions
     ):
         self.members, self.ensemble, self.rule = list(members), ensemble, rule

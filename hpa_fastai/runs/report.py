@@ -1,8 +1,8 @@
 """A finished run as one page: how good it is, and which labels to trust
 
 Scores in a JSON file are for programs. `write_report` writes a finished run as one HTML file, for the biologist who
-has the images and for whoever must believe the result. The page holds everything, pictures too: nothing is fetched
-when it is opened, and it can be read on a telephone. All its numbers, unless marked otherwise, are about images
+has the images and for everyone who has to trust the result. The page contains everything, pictures too: nothing is
+fetched when it is opened, and it can be read on a phone. All its numbers, unless marked otherwise, are about images
 that neither the network nor the thresholds had seen. `hpa-train` writes the page at the end of each run, and
 `hpa-report` writes it again."""
 
@@ -165,7 +165,7 @@ def _confusion(interp):
 
 # %% ../../nbs/79_runs.report.ipynb #5ef0bedd
 def _right(interp, k):
-    "Rows of `describe` for images that were labelled rightly and surely, up to `k`"
+    "Rows of `describe` for images that were labelled correctly with a high probability, up to `k`"
     all_right = (interp.decided == interp.targs).all(1, keepdims=True)
     sureness = np.where(interp.targs & all_right, interp.probs, 0)
     frequent = np.argsort(-interp.targs.sum(0), kind='stable')

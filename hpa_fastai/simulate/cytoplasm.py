@@ -1,7 +1,7 @@
 """Fourteen labels outside of the nucleus: sheets, nets, filaments and edges
 
-Fourteen of the 28 patterns: sheets and nets (endoplasmic reticulum, cytosol, plasma membrane, cell junctions),
-filaments (intermediate filaments, actin, microtubules, mitochondria), and what lies at the ends of filaments or
+This chapter holds fourteen of the 28 patterns: sheets and nets (endoplasmic reticulum, cytosol, plasma membrane,
+cell junctions), filaments (intermediate filaments, actin, microtubules, mitochondria), and what lies at the ends of filaments or
 between dividing cells. Importing the module registers them. You need it to see what a label looks like, and as a
 source of examples for a pattern of your own."""
 

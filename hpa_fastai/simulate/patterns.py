@@ -1,7 +1,7 @@
 """Where the protein is: one small function per label; the six of the nucleus
 
-What green shows: one small function for each label, which takes a `CellLayout` and returns light. The decorator
-`pattern` puts it into the registry `PATTERNS`, from which `simulate_field` takes it. This chapter holds the
+Green shows the protein. Its pattern is drawn by one small function for each label, which takes a `CellLayout` and
+returns light. The decorator `pattern` puts it into `PATTERNS`, where `simulate_field` finds it. This chapter holds the
 registry and the six patterns of the nucleus; the next two hold the other 22. You need it to look at a pattern
 without noise (`show_patterns`), or to add a 29th; the last section does that."""
 
@@ -50,7 +50,7 @@ def pattern_names() -> tuple: # The 28 labels in order, then the ones that were 
 # %% ../../nbs/84_simulate.patterns.ipynb #5263edde
 def normalise_bright(
     light, # Light, (size, size)
-    above=.15 # What counts as bright, as a share of the maximum
+    above=.15 # What counts as bright, as a fraction of the maximum
 ) -> np.ndarray: # The same light with its bright parts about 1
     "Scale light by its bright parts; darkness stays dark"
     bright = light[light > above*light.max()]
@@ -62,7 +62,7 @@ def dots(
     xy, # Places in µm, (n, 2)
     radius, # Radii in µm, (n,) or one number
     weight=1., # Brightness, (n,) or one number
-    hollow=0. # Share of the light that is in the rim, (n,) or one number
+    hollow=0. # Fraction of the light that is in the rim, (n,) or one number
 ) -> np.ndarray: # Light, (size, size)
     "Draw round spots: discs, rings, and anything between"
     n = len(xy)
@@ -78,7 +78,7 @@ def dots(
 def bars(
     heading, # Directions in radians, (n,)
     length, # Lengths in µm, (n,)
-    t # Where the points lie along a bar, as a share of its length, (k,)
+    t # Where the points lie along a bar, as a fraction of its length, (k,)
 ) -> np.ndarray: # Points relative to the bar's place, in µm, (n, k, 2)
     "Points along short straight bars"
     direction = np.stack([np.cos(heading), np.sin(heading)], 1)
