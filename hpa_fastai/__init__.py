@@ -1,6 +1,6 @@
 """Modules:
 
-- `hpa_fastai.cli`: Everything from a terminal: from a folder of images to a submission, and what belongs to it
+- `hpa_fastai.cli`: All commands: from a folder of images to a submission
 - `hpa_fastai.data.augment`: More ways to look at the same cells: turned by any angle, out of focus, noisy, with holes
 - `hpa_fastai.data.block`: From labels and images to fastai's DataLoaders, in one call or with a `DataBlock`
 - `hpa_fastai.data.buffers`: Reusable memory for batches, and sending data to the device
@@ -42,10 +42,10 @@
 - `hpa_fastai.runs.combine`: Combine finished runs into one, and estimate its score out of sample
 - `hpa_fastai.runs.compare`: Which run is better, and is the difference more than luck?
 - `hpa_fastai.runs.crossval`: From a folder in Kaggle's layout to a submission and an estimate of its score
-- `hpa_fastai.runs.fold`: A recipe trained phase by phase; after a stop, it goes on where it was
+- `hpa_fastai.runs.fold`: Train a recipe phase by phase, and resume where it was stopped
 - `hpa_fastai.runs.folder`: The folder of a finished run: what is in it, and how to read it
 - `hpa_fastai.runs.predictor`: From images to labels: a trained run, read from its folder
-- `hpa_fastai.runs.recipes`: Every choice of a system, by name, in a file that a run can be repeated from
+- `hpa_fastai.runs.recipes`: Every choice of a system, by name, in a file from which a run can be repeated
 - `hpa_fastai.runs.report`: A finished run as one page: how good it is, and which labels to trust
 - `hpa_fastai.runs.setup`: A recipe's words turned into batches and a fastai `Learner`
 - `hpa_fastai.runs.stages`: Train a network, predict what it has not seen, and leave a file after every step

@@ -1,4 +1,4 @@
-"""Every choice of a system, by name, in a file that a run can be repeated from
+"""Every choice of a system, by name, in a file from which a run can be repeated
 
 A `Recipe` holds every choice that a run is made of: images, network, sampling, loss, schedule and thresholds. You
 need one whenever you train with `cross_validate` or `hpa-train`: take a named one, change a few values, or write a
@@ -53,7 +53,7 @@ def _check_kind(name, value, kind, where):
 
 # %% ../../nbs/70_runs.recipes.ipynb #92dd62c1
 def _nearest(name, names):
-    "The one of `names` that is most like `name`"
+    "The name in `names` that is most similar to `name`"
     return get_close_matches(str(name), names, 1, 0.)[0]
 
 def _from_data(cls, d, where):
@@ -75,7 +75,7 @@ class Phase:
     "A stretch of training under one schedule"
     epochs:int=1 # Passes over the training images
     lr:float=1e-3 # Highest learning rate of the phase
-    body_lr:float=1. # Learning rate of the body, as a share of `lr`; the stem's lies between the two
+    body_lr:float=1. # Learning rate of the body, as a fraction of `lr`; the stem's lies between the two
     train:str='all' # Layers that learn: `'all'`, `'stem_head'` (the body is frozen) or `'head'`
     schedule:str='one_cycle' # Course of the learning rate, a key of `SCHEDULES`
     schedule_args:dict=field(default_factory=dict) # Arguments of the schedule
@@ -90,7 +90,7 @@ class Phase:
 # %% ../../nbs/70_runs.recipes.ipynb #13c5743c
 @dataclass
 class Neighbours:
-    "A network of embeddings, through which near training images pass their labels on"
+    "A network of embeddings, by which training images pass their labels on to similar images"
     body:str='resnet50' # A timm network
     weights:str='imagenet' # Weights to start from, as in `Recipe`
     epochs:int=20 # Passes over the training images
@@ -112,7 +112,7 @@ class Recipe:
     source:str='' # Its author
     reported:str='' # What its author reported
     # images
-    size:int=256 # Side that images are packed at, in pixels
+    size:int=256 # Side to which packed images are resized, in pixels
     crop:int=0 # Side of the random crops to train on, in pixels; 0 trains on whole images
     stains:list=field(default_factory=list) # Channels that the network sees, by name; by default all four
     # network
@@ -143,8 +143,8 @@ class Recipe:
     # decisions
     tta:int=8 # Symmetric views of an image to predict: 1, 4 or 8
     tta_crops:int=0 # Crops to predict, each in all views: 1 (centre), 4 (corners) or 5 (both); 0 takes whole images
-    tta_reduce:str='mean' # From views to one answer: `'mean'`, `'max'`, or `'logits'` for the mean of the logits
-    ensemble:str='mean' # From the folds' networks to one answer, a key of `hpa_fastai.decide.ensembles.ENSEMBLES`
+    tta_reduce:str='mean' # How the views are combined: `'mean'`, `'max'`, or `'logits'` for the mean of the logits
+    ensemble:str='mean' # How the folds' networks are combined, a key of `hpa_fastai.decide.ensembles.ENSEMBLES`
     thresholds:str='auto' # Rule from probabilities to label sets: `'auto'`, or the name of a kind of `Rule`
     threshold_args:dict=field(default_factory=dict) # Arguments of the rule
     neighbours:Neighbours=None # Second network that passes labels on; by default none
@@ -237,7 +237,7 @@ def _choices(o, at=''):
         yield from _choices(value, f'{at}.{key}' if at else str(key))
 
 def keep_recipe(
-    recipe:Recipe, # Recipe of this start
+    recipe:Recipe, # Recipe that is given this time
     path, # The run's recipe.yaml
     begun:bool # Does anything in the run depend on the recipe yet?
 ):
@@ -252,7 +252,7 @@ def keep_recipe(
 
 # %% ../../nbs/70_runs.recipes.ipynb #37314312
 class RecipeFolder(Mapping):
-    "The recipes in a folder of YAML files, by name; each is read when it is asked for"
+    "The recipes in a folder of YAML files, by name; each is read when it is used"
     def __init__(self,
         folder # Holds one YAML file for each recipe
     ):

@@ -1,7 +1,7 @@
 """Train a network, predict what it has not seen, and leave a file after every step
 
 A cross-validated run does the same for each of its folds: it trains a network on the other folds, predicts the
-images that were held out, and predicts the test set. This chapter has these stages, one function each.
+images that were held out, and predicts the test set. This chapter defines these stages as methods of a `RunJob`.
 `cross_validate` calls them for you. You need them to change a stage, or to see why a run can be killed at any
 moment."""
 
@@ -143,7 +143,7 @@ def predict(self:RunJob,
 def find_neighbours(self:RunJob,
     k:int # Number of a fold
 ):
-    "Train the second network of fold `k`, and write down each image's nearest neighbour"
+    "Train the second network of fold `k`, and save each image's nearest neighbour"
     files = self.files(k)
     with self.timer('neighbours'):
         near = fold_neighbours(self.recipe, self.train_pack, self.data.train, self.held_out(k),
