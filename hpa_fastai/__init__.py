@@ -64,6 +64,7 @@
 - `hpa_fastai.train.learner`: One call from DataLoaders to a fastai `Learner` that is set up for four-channel images
 - `hpa_fastai.train.losses`: Losses for images with several labels, and how to add one of your own
 - `hpa_fastai.train.metrics`: Macro F1 as the competition scored it, and average precision
+- `hpa_fastai.train.processes`: Share one job between several GPUs or machines, one process for each
 - `hpa_fastai.train.schedules`: Learning rates in steps, in cycles or on a plateau, beside fastai's own
 - `hpa_fastai.workers`: Work in several processes or threads, with results in order"""
 

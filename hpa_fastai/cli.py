@@ -149,16 +149,19 @@ def hpa_train(
     set:str=None, # Change any field of the recipe: 'KEY=VALUE KEY=VALUE'
     packs:str=None, # Folder for the packed images, to share it between runs; by default OUT/packs
     device:str=None, # 'cpu', 'cuda', 'cuda:1', 'mps'; by default the best there is
-    workers:int=None # Number of processes for packing; by default one per core
+    workers:int=None, # Number of processes for packing; by default one per core
+    distribute:str='folds' # What several processes share (see accelerate launch): folds, or data for one fold at a time
 ):
     "From a folder in Kaggle's layout to a submission: pack, split, train each fold, choose thresholds, predict"
     from hpa_fastai.labels import DataError
     from hpa_fastai.runs.recipes import load_recipe
     changes = dict(o.partition('=')[::2] for o in shlex.split(set or ''))
     if '' in changes.values(): raise DataError(f"--set '{set}': write KEY=VALUE, with spaces between")
-    recipe = load_recipe(recipe).override(folds=folds, epochs=epochs, **changes)
+    recipe = load_recipe(recipe).override(**{**dict(folds=folds, epochs=epochs), **changes})
     from hpa_fastai.runs.crossval import cross_validate
-    cross_validate(data, out, recipe, packs=packs, device=device, workers=workers)
+    cross_validate(data, out, recipe, packs=packs, device=device, workers=workers, distribute=distribute)
+    from fastai.torch_core import rank_distrib
+    if rank_distrib(): return   # the first process writes for all
     from hpa_fastai.runs.report import write_report
     print(f'The whole story: {write_report(out, packs=packs)}')
 

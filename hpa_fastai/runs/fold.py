@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.tracker import EarlyStoppingCallback
-from fastai.vision.all import Learner, set_seed
+from fastai.vision.all import distrib_barrier, Learner, rank_distrib, set_seed
 
 from ..labels import DataError
 from ..data.augment import rgby_augments
@@ -84,6 +84,7 @@ def _train_phase(learn, recipe, i, targs):
     "Train a recipe's phase `i`"
     phase = recipe.phases[i]
     FREEZING[phase.train](learn)
+    learn.model.zero_grad()   # an unfinished accumulation would move layers that are frozen now
     learn.loss_func = _phase_loss(recipe, phase, targs).to(learn.dls.device)
     for dl in learn.dls.loaders: dl.size = phase.size or None
     lr = phase.lr
@@ -104,8 +105,10 @@ def train_fold(
     check_recipe(recipe)
     path = Path(learn.path)
     for i in range(len(recipe.phases)): _train_phase(learn, recipe, i, targs)
-    save_weights(learn.model, path/'model.safetensors')
-    for o in path.glob('phase*.*'): o.unlink()
+    if not rank_distrib():   # the first process writes for all
+        save_weights(learn.model, path/'model.safetensors')
+        for o in path.glob('phase*.*'): o.unlink()
+    distrib_barrier()
     return learn
 
 # %% ../../nbs/72_runs.fold.ipynb #67e521d7

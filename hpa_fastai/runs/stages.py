@@ -11,8 +11,8 @@ moment."""
 __all__ = ['check_run', 'StageTimer', 'RunJob']
 
 # %% ../../nbs/75_runs.stages.ipynb #b02d814f
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -21,9 +21,11 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
+from ..labels import LABELS
 from ..files import read_json, whole_file, write_json
 from ..models.weights import load_weights
 from ..models.arcface import transfer_labels
+from ..train.processes import Processes
 from ..decide.submission import read_probs, write_probs
 from .setup import check_network, recipe_dls, recipe_learner
 from .fold import check_recipe, fold_neighbours, recipe_views, train_fold
@@ -43,10 +45,10 @@ def check_run(
 class StageTimer:
     "Seconds spent in each stage, over all the starts of a run"
     def __init__(self,
-        path # JSON file to keep them in
+        path # JSON file to keep them in; None to keep none
     ):
-        self.path = Path(path)
-        self.seconds = read_json(path) if self.path.exists() else {}
+        self.path = path and Path(path)
+        self.seconds = read_json(path) if path and self.path.exists() else {}
 
     @contextmanager
     def __call__(self,
@@ -57,7 +59,7 @@ class StageTimer:
         try: yield
         finally:
             self.seconds[stage] = round(self.seconds.get(stage, 0) + perf_counter() - start, 1)
-            write_json(self.path, self.seconds)
+            if self.path: write_json(self.path, self.seconds)
 
 # %% ../../nbs/75_runs.stages.ipynb #6c65fa11
 @dataclass
@@ -71,6 +73,8 @@ class RunJob:
     test_pack: object=None # `Pack` of the test images, if there are any
     device: object=None # Device to train on; by default the best there is
     timer: StageTimer=None # By default one that writes seconds.json into the run
+    processes: Processes=field(default_factory=Processes) # The processes that share the run
+    distribute: str='folds' # What they share: `'folds'`, or `'data'` for all of them on each fold
 
     def __post_init__(self):
         if self.timer is None: self.timer = StageTimer(self.out/'seconds.json')
@@ -93,13 +97,25 @@ def files(self:RunJob,
     if self.recipe.neighbours: files |= dict(near_oof=fold/'near_oof.csv', near_test=fold/'near_test.csv')
     return files
 
+# %% ../../nbs/75_runs.stages.ipynb #eeafc49f
+@patch(as_prop=True)
+def team(self:RunJob) -> Processes:
+    "The processes that train one network"
+    return self.processes if self.distribute == 'data' else Processes()
+
+@patch(as_prop=True)
+def own_recipe(self:RunJob): # A `Recipe`
+    "The recipe with this process's part of a batch"
+    parts = {o: self.team.per_process(getattr(self.recipe, o), o) for o in ('bs', 'accumulate')}
+    return replace(self.recipe, **parts)
+
 # %% ../../nbs/75_runs.stages.ipynb #529ae2f0
 @patch
 def batches(self:RunJob,
     k:int # Number of a fold
 ): # `DataLoaders`
     "Batches of fold `k`, as its recipe describes them"
-    return recipe_dls(self.recipe, self.train_pack, self.data.train, self.held_out(k), self.device, self.data.targs)
+    return recipe_dls(self.own_recipe, self.train_pack, self.data.train, self.held_out(k), self.device, self.data.targs)
 
 def _save_batch(path, dls):
     "Save a picture of a training batch"
@@ -116,9 +132,10 @@ def train(self:RunJob,
     "Train the network of fold `k`, or read its weights if they are there"
     recipe, weights = self.recipe, self.out/f'fold{k}/model.safetensors'
     trained = weights.exists()
-    if not (self.out/'batch.png').exists(): _save_batch(self.out/'batch.png', self.batches(k))
-    learn = recipe_learner(recipe, self.batches(k), weights.parent, 'none' if trained else None)
-    with self.timer('train'):
+    picture = self.out/'batch.png'
+    if self.processes.first and not picture.exists(): _save_batch(picture, self.batches(k))
+    learn = recipe_learner(self.own_recipe, self.batches(k), weights.parent, 'none' if trained else None)
+    with self.timer('train'), nullcontext() if trained else self.team.together(learn):
         if trained: load_weights(learn.model, weights)
         else: train_fold(learn, recipe, self.data.targs[self.folds != k])
     save_config(self.out, learn.model.config, recipe.size, *self.train_pack.stats(), views=recipe_views(recipe))
@@ -131,12 +148,21 @@ def predict(self:RunJob,
     learn # Its trained `Learner`
 ):
     "Predict the held-out images of fold `k`, and the test images"
-    files, held_out, test_ids = self.files(k), self.held_out(k), self.data.test_ids
     predictor = Predictor([learn.model], None, self.recipe.size, *self.train_pack.stats(),
                           device=learn.dls.device, views=recipe_views(self.recipe))
+    todo = dict(oof=(self.train_pack, list(self.held_out(k))), test=(self.test_pack, self.data.test_ids))
     with self.timer('predict'):
-        write_probs(files['oof'], held_out, predictor.predict_pack(self.train_pack, held_out))
-        if test_ids: write_probs(files['test'], test_ids, predictor.predict_pack(self.test_pack, test_ids))
+        for name, file in self.files(k).items():
+            if name in todo: self._predict(predictor, *todo[name], file)
+
+@patch
+def _predict(self:RunJob, predictor, pack, ids, file):
+    "Write the probabilities of images, each process's share by itself"
+    own = self.team.share(ids)
+    probs = predictor.predict_pack(pack, own) if own else np.empty((0, len(LABELS)))
+    probs = np.concatenate(self.team.gather(probs))
+    if self.team.first: write_probs(file, ids, probs)
+    self.team.gather(None)   # the file is there for all
 
 # %% ../../nbs/75_runs.stages.ipynb #40bff218
 @patch

@@ -1,0 +1,153 @@
+"Real processes, connected by gloo on the CPU, do the same as one process: same files, same draws, also after a kill."
+import json, os, shutil, subprocess, sys, time
+from pathlib import Path
+import numpy as np
+import psutil
+import pytest
+
+results = ['folds.csv', 'oof.parquet', 'oof.csv', 'test.parquet', 'thresholds.json', 'submission.csv', 'recipe.yaml']
+each = ['model.safetensors', 'oof.parquet', 'test.parquet']
+
+def launch(*command, n=2):
+    "Start a command in `n` processes"
+    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={n}']
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'PYTHONWARNINGS': 'ignore'}
+    return subprocess.Popen([*launcher, *map(str, command)], env=env, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)
+
+def finish(process):
+    "Wait for started processes; what they printed"
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed[-3000:]
+    return printed
+
+def train(data, out, folds=2, **kwargs):
+    "A program that trains a tiny recipe, as arguments of `launch`"
+    program = out.with_suffix('.py')
+    kwargs = ', '.join(f'{k}={v!r}' for k, v in dict(device='cpu', workers=0, **kwargs).items())
+    program.write_text(f'''
+from hpa_fastai.runs.crossval import cross_validate
+from hpa_fastai.runs.recipes import load_recipe
+recipe = load_recipe('demo').override(size=64, body='test_resnet', model_args={{}}, bs=16, folds={folds}, epochs=3)
+cross_validate({str(data)!r}, {str(out)!r}, recipe, {kwargs})
+''')
+    return [program]
+
+def kill_when(process, file):
+    "Kill started processes as soon as a file is there"
+    deadline = time.time() + 120
+    while not file.exists() and time.time() < deadline and process.poll() is None: time.sleep(.005)
+    launcher = psutil.Process(process.pid)
+    for o in [launcher, *launcher.children(recursive=True)]: o.kill()
+    printed, _ = process.communicate()
+    assert file.exists(), printed[-3000:]
+
+def same_files(a, b, folds):
+    "Check that two runs left the same bytes"
+    for o in [*results, *(f'fold{k}/{o}' for k in range(folds) for o in each)]:
+        assert (a/o).read_bytes() == (b/o).read_bytes(), o
+
+@pytest.fixture(scope='module')
+def cells(tmp_path_factory):
+    from hpa_fastai.simulate.dataset import simulate_dataset
+    return simulate_dataset(tmp_path_factory.mktemp('cells'), n=84, n_test=6, size=64, balanced=True, workers=0,
+                            progress=False)
+
+@pytest.fixture(scope='module')
+def alone(cells, tmp_path_factory):
+    "A run of three folds by one process, and how long it took"
+    start, out = time.time(), tmp_path_factory.mktemp('runs')/'alone'
+    finish(launch(*train(cells, out, 3), n=1))
+    return out, time.time() - start
+
+def test_folds_over_two_processes(cells, alone, tmp_path):
+    one, seconds = alone
+    start = time.time()
+    printed = finish(launch(*train(cells, tmp_path/'two', 3)))
+    print(f'one process {seconds:.1f} s, two {time.time() - start:.1f} s')
+    same_files(one, tmp_path/'two', 3)
+    assert 'fold 1 of 3' in printed and 'fold 3 of 3' in printed and 'fold 2 of 3' not in printed
+    assert 'fold 2 of 3' in (tmp_path/'two/process1.txt').read_text()
+    scores = [json.loads((o/'scores.json').read_text()) for o in (one, tmp_path/'two')]
+    assert scores[0]['macro_f1'] == scores[1]['macro_f1']
+
+def test_killed_and_started_again(cells, alone, tmp_path):
+    "Two processes go on where two were killed, and so does one alone"
+    out = tmp_path/'killed'
+    kill_when(launch(*train(cells, out, 3)), out/'fold1/phase0.pt')
+    assert not (out/'scores.json').exists()
+    shutil.copytree(out, tmp_path/'fewer')
+    finish(launch(*train(cells, out, 3)))
+    finish(launch(*train(cells, tmp_path/'fewer', 3), n=1))
+    for o in (out, tmp_path/'fewer'): same_files(alone[0], o, 3)
+
+def test_each_fold_on_two_processes(cells, tmp_path):
+    "Two processes train one network: stopped and continued as without a stop; one process can go on alone"
+    whole, killed = tmp_path/'whole', tmp_path/'killed'
+    finish(launch(*train(cells, whole, distribute='data')))
+    kill_when(launch(*train(cells, killed, distribute='data')), killed/'fold0/phase0.pt')
+    shutil.copytree(killed, tmp_path/'fewer')
+    printed = finish(launch(*train(cells, killed, distribute='data')))
+    assert 'epochs are done; going on after them' in printed
+    same_files(whole, killed, 2)
+    printed = finish(launch(*train(cells, tmp_path/'fewer'), n=1))
+    assert 'the number of processes was 2, is 1' in printed and 'the batch size was 8, is 16' in printed
+
+def test_the_command_in_two_processes(cells, tmp_path):
+    "Of what is wrong the first process tells you, and nobody waits for ever"
+    command = ['--no-python', Path(sys.executable).with_name('hpa-train'), '--data', cells, '--out', tmp_path/'run']
+    start = launch(*command, '--device', 'cpu', '--workers', 0, '--distribute', 'data', '--recipe', 'demo', '--set', 'bs=15')
+    printed, _ = start.communicate(timeout=120)
+    assert start.returncode and printed.count('bs is 15, which 2 processes cannot share equally') == 1
+
+script = '''
+import json, sys, warnings
+from safetensors.torch import load_file
+warnings.simplefilter('ignore')
+from pathlib import Path
+from fastai.vision.all import np, set_seed, torch
+from hpa_fastai.all import *
+from hpa_fastai.models.masks import MaskDice, MaskTask
+from hpa_fastai.train.checkpoint import SaveBest
+from hpa_fastai.train.processes import join_processes
+
+data, out = map(Path, sys.argv[1:])
+torch.set_num_threads(1)
+processes = join_processes('cpu')
+def repeats(targets): return np.linspace(.5, 2, len(targets))
+dls = rgby_dls(data/'train.csv', data/'train', bs=8//processes.n, repeats=repeats, device='cpu', seed=5)
+rows, take = [], dls.train.create_batches
+def note(samps):
+    samps = list(samps)
+    rows.append(samps)
+    return take(samps)
+dls.train.create_batches = note
+set_seed(0, reproducible=True)
+learn = rgby_learner(dls, 'gapnet_mask', weights=None, path=out, precision='fp32', metrics=MaskDice(), cbs=MaskTask())
+best = out/'best.safetensors'
+with learn.no_bar(), processes.together(learn):
+    learn.fit(2, 1e-3, cbs=SaveBest(best, 'nuclei_dice'))
+saved = {k: v.sum().item() for k, v in load_file(best).items()}
+same = all(abs(v.sum().item() - saved[k]) < 1e-4 for k, v in learn.model.state_dict().items())
+logged = [[float(x) for x in o] for o in learn.recorder.values]
+everyone = processes.gather(dict(rows=rows, same=same, logged=logged))
+if processes.first: (out/'seen.json').write_text(json.dumps(everyone))
+'''
+
+def test_draws_masks_and_best_epoch(cells, tmp_path):
+    "What an epoch drew is what the sampler says; masks and the best epoch are the same in both processes"
+    from hpa_fastai.all import rgby_dls
+    (tmp_path/'script.py').write_text(script)
+    finish(launch(tmp_path/'script.py', cells, tmp_path))
+    seen = json.loads((tmp_path/'seen.json').read_text())
+    def repeats(targets): return np.linspace(.5, 2, len(targets))
+    dls = rgby_dls(cells/'train.csv', cells/'train', bs=8, repeats=repeats, device='cpu', seed=5)
+    for epoch in (0, 1):
+        dls.train.randomize()
+        dls.train.before_iter()
+        expected = list(dls.train.get_idxs())
+        drawn = seen[0]['rows'][epoch] + seen[1]['rows'][epoch]
+        padding = len(drawn) - len(expected)
+        assert padding in (0, 1) and drawn[:len(expected)] == expected
+    assert seen[0]['same'] and seen[1]['same']
+    assert seen[0]['logged'] == seen[1]['logged']
