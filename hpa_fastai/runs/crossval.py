@@ -10,16 +10,14 @@ it again, and it resumes where it stopped."""
 __all__ = ['decide_folds', 'save_plots', 'begin_run', 'train_folds', 'finish_run', 'cross_validate']
 
 # %% ../../nbs/76_runs.crossval.ipynb #cadaf09d
-from contextlib import nullcontext
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from ..labels import DataError
 from ..files import read_json, whole_file, write_json
 from ..images.kaggle import KaggleFolder, keep_folds, pack_folder, validation_rule
-from ..train.processes import apart, join_processes, Processes
+from ..train.processes import join_processes, Processes
 from ..decide.outcome import check_decisions, decide_run, Outcome, scores_line, submit
 from ..explain.plots import plot_f1, plot_logs
 from .recipes import keep_recipe, Recipe
@@ -66,8 +64,7 @@ def begin_run(
     packs=None, # Folder for the packed images; by default `packs` in the run
     device=None, # Device to train on; by default the best there is
     workers=None, # Number of processes for packing; by default one per core
-    processes=Processes(), # The processes that share the run, and which of them this one is
-    distribute:str='folds' # What they share, as in `cross_validate`
+    processes=Processes() # The processes that share the run, and which of them this one is
 ) -> RunJob: # Ready to train
     "Check a run, pack its images, and divide them into folds; raises `DataError`"
     data = KaggleFolder(data)
@@ -80,7 +77,7 @@ def begin_run(
     with timer('pack'): train_pack, test_pack = pack_folder(data, packs or out/'packs', recipe.size, workers)
     with timer('folds'):
         folds = keep_folds(out/'folds.csv', data, train_pack, recipe.validation, recipe.folds, recipe.seed)
-    job = RunJob(recipe, out, data, folds, train_pack, test_pack, device, timer, processes, distribute)
+    job = RunJob(recipe, out, data, folds, train_pack, test_pack, device, timer, processes)
     job.own_recipe   # can the processes share its batches?
     return job
 
@@ -89,10 +86,8 @@ def train_folds(
     job # A `RunJob`
 ):
     "Train and predict all folds, as far as that isn't done"
-    together = job.distribute == 'data'
-    folds = range(job.recipe.folds) if together else job.processes.own_folds(job.recipe.folds)
-    with job.processes.own_output(job.out), nullcontext() if together else apart():
-        for k in folds: job.run_fold(k)
+    with job.processes.own_output(job.out), job.processes.apart():
+        for k in job.processes.own_folds(job.recipe.folds): job.run_fold(k)
     job.processes.gather(None)   # wait for the others
 
 # %% ../../nbs/76_runs.crossval.ipynb #cdeda8c4
@@ -118,10 +113,8 @@ def cross_validate(
     distribute:str='folds' # What several processes share: `'folds'`, or `'data'` for all of them on each fold
 ) -> dict: # The content of scores.json
     "Train a recipe on a data set, fold by fold, and write a submission; resumes where it was stopped"
-    if distribute not in ('folds', 'data'):
-        raise DataError(f"distribute is {distribute!r}; choose 'folds', or 'data' to train each fold on all GPUs")
-    processes, out = join_processes(device), Path(out)
-    def begin(): return begin_run(data, out, recipe or Recipe(), packs, device, workers, processes, distribute)
+    processes, out = join_processes(device, distribute), Path(out)
+    def begin(): return begin_run(data, out, recipe or Recipe(), packs, device, workers, processes)
     job = processes.first_to(begin)
     train_folds(job)
     if processes.first: finish_run(job)

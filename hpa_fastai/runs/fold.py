@@ -18,7 +18,7 @@ from fastai.vision.all import distrib_barrier, Learner, rank_distrib, set_seed
 
 from ..labels import DataError
 from ..data.augment import rgby_augments
-from ..models.weights import save_weights
+from ..models.weights import load_weights, save_weights
 from ..train.losses import class_weights, LOSSES
 from ..train.checkpoint import Checkpoint, SaveBest
 from ..train.schedules import AVERAGES, SCHEDULES
@@ -101,14 +101,17 @@ def train_fold(
     recipe, # A `Recipe`
     targs=None # Labels of the training images (images, labels), 0 and 1; only `label_weights` needs them
 ) -> Learner: # The same learner, trained
-    "Train a learner through the phases of a recipe; resumes after the last complete epoch"
+    "Train a learner through the phases of a recipe; resumes after the last complete epoch, or reads its weights"
     check_recipe(recipe)
     path = Path(learn.path)
+    weights = path/'model.safetensors'
+    if weights.exists():
+        load_weights(learn.model, weights)
+        return learn
     for i in range(len(recipe.phases)): _train_phase(learn, recipe, i, targs)
-    if not rank_distrib():   # the first process writes for all
-        save_weights(learn.model, path/'model.safetensors')
-        for o in path.glob('phase*.*'): o.unlink()
+    if not rank_distrib(): save_weights(learn.model, weights)   # the first process writes for all
     distrib_barrier()
+    for o in path.glob('phase*.*'): o.unlink(missing_ok=True)
     return learn
 
 # %% ../../nbs/72_runs.fold.ipynb #67e521d7

@@ -11,7 +11,7 @@ moment."""
 __all__ = ['check_run', 'StageTimer', 'RunJob']
 
 # %% ../../nbs/75_runs.stages.ipynb #b02d814f
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -21,9 +21,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..labels import LABELS
 from ..files import read_json, whole_file, write_json
-from ..models.weights import load_weights
 from ..models.arcface import transfer_labels
 from ..train.processes import Processes
 from ..decide.submission import read_probs, write_probs
@@ -74,7 +72,6 @@ class RunJob:
     device: object=None # Device to train on; by default the best there is
     timer: StageTimer=None # By default one that writes seconds.json into the run
     processes: Processes=field(default_factory=Processes) # The processes that share the run
-    distribute: str='folds' # What they share: `'folds'`, or `'data'` for all of them on each fold
 
     def __post_init__(self):
         if self.timer is None: self.timer = StageTimer(self.out/'seconds.json')
@@ -99,14 +96,9 @@ def files(self:RunJob,
 
 # %% ../../nbs/75_runs.stages.ipynb #eeafc49f
 @patch(as_prop=True)
-def team(self:RunJob) -> Processes:
-    "The processes that train one network"
-    return self.processes if self.distribute == 'data' else Processes()
-
-@patch(as_prop=True)
 def own_recipe(self:RunJob): # A `Recipe`
     "The recipe with this process's part of a batch"
-    parts = {o: self.team.per_process(getattr(self.recipe, o), o) for o in ('bs', 'accumulate')}
+    parts = {o: self.processes.team.per_process(getattr(self.recipe, o), o) for o in ('bs', 'accumulate')}
     return replace(self.recipe, **parts)
 
 # %% ../../nbs/75_runs.stages.ipynb #529ae2f0
@@ -135,9 +127,8 @@ def train(self:RunJob,
     picture = self.out/'batch.png'
     if self.processes.first and not picture.exists(): _save_batch(picture, self.batches(k))
     learn = recipe_learner(self.own_recipe, self.batches(k), weights.parent, 'none' if trained else None)
-    with self.timer('train'), nullcontext() if trained else self.team.together(learn):
-        if trained: load_weights(learn.model, weights)
-        else: train_fold(learn, recipe, self.data.targs[self.folds != k])
+    with self.timer('train'), self.processes.team.together(learn):
+        train_fold(learn, recipe, self.data.targs[self.folds != k])
     save_config(self.out, learn.model.config, recipe.size, *self.train_pack.stats(), views=recipe_views(recipe))
     return learn
 
@@ -157,12 +148,13 @@ def predict(self:RunJob,
 
 @patch
 def _predict(self:RunJob, predictor, pack, ids, file):
-    "Write the probabilities of images, each process's share by itself"
-    own = self.team.share(ids)
-    probs = predictor.predict_pack(pack, own) if own else np.empty((0, len(LABELS)))
-    probs = np.concatenate(self.team.gather(probs))
-    if self.team.first: write_probs(file, ids, probs)
-    self.team.gather(None)   # the file is there for all
+    "Write the probabilities of images, of which each process of a team predicts its share"
+    team = self.processes.team
+    own = team.share(ids)
+    probs = predictor.predict_pack(pack, own or ids[:1])[:len(own)]   # a share may be empty
+    probs = np.concatenate(team.gather(probs))
+    if team.first: write_probs(file, ids, probs)
+    team.gather(None)   # the file is there for all
 
 # %% ../../nbs/75_runs.stages.ipynb #40bff218
 @patch
