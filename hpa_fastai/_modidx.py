@@ -1100,6 +1100,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'hpa_fastai.runs.fold._train_phase': ('runs.fold.html#_train_phase', 'hpa_fastai/runs/fold.py'),
                                       'hpa_fastai.runs.fold.check_recipe': ('runs.fold.html#check_recipe', 'hpa_fastai/runs/fold.py'),
                                       'hpa_fastai.runs.fold.fold_neighbours': ('runs.fold.html#fold_neighbours', 'hpa_fastai/runs/fold.py'),
+                                      'hpa_fastai.runs.fold.read_trained': ('runs.fold.html#read_trained', 'hpa_fastai/runs/fold.py'),
                                       'hpa_fastai.runs.fold.recipe_views': ('runs.fold.html#recipe_views', 'hpa_fastai/runs/fold.py'),
                                       'hpa_fastai.runs.fold.train_fold': ('runs.fold.html#train_fold', 'hpa_fastai/runs/fold.py')},
             'hpa_fastai.runs.folder': { 'hpa_fastai.runs.folder.RunFolder': ('runs.folder.html#runfolder', 'hpa_fastai/runs/folder.py'),

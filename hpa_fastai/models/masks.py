@@ -12,7 +12,7 @@ __all__ = ['segment_nuclei', 'segment_cells', 'dice', 'segment_batch', 'mask_los
 
 # %% ../../nbs/34_models.masks.ipynb #cadaf09d
 import numpy as np
-from fastai.vision.all import Callback, F, get_model, maybe_gather, Metric, torch
+from fastai.vision.all import Callback, F, Metric, torch
 from scipy import ndimage as ndi
 from skimage.feature import peak_local_max
 from skimage.filters import gaussian, threshold_otsu
@@ -126,7 +126,7 @@ class MaskTask(Callback):
     def after_loss(self):
         "Add the masks' loss, in training only"
         if not self.training: return
-        self.learn.loss_grad = self.loss_grad + self.weight*mask_loss(get_model(self.model)[0].mask_logits, self.targs)
+        self.learn.loss_grad = self.loss_grad + self.weight*mask_loss(self.model[0].mask_logits, self.targs)
         self.learn.loss = self.loss_grad.clone()
 
 # %% ../../nbs/34_models.masks.ipynb #b5007760
@@ -138,10 +138,10 @@ class MaskDice(Metric):
 
     def accumulate(self, learn):
         "Add a batch"
-        found = get_model(learn.model)[0].mask_logits[:, 0] > 0
+        found = learn.model[0].mask_logits[:, 0] > 0
         truth = learn.mask_task.targs[:, 0] > .5
-        self.both = self.both + maybe_gather((found & truth).sum().float()).item()
-        self.sum = self.sum + maybe_gather((found.sum() + truth.sum()).float()).item()
+        self.both = self.both + (found & truth).sum().item()
+        self.sum = self.sum + found.sum().item() + truth.sum().item()
 
     @property
     def value(self):

@@ -26,7 +26,7 @@ from ..models.arcface import transfer_labels
 from ..train.processes import Processes
 from ..decide.submission import read_probs, write_probs
 from .setup import check_network, recipe_dls, recipe_learner
-from .fold import check_recipe, fold_neighbours, recipe_views, train_fold
+from .fold import check_recipe, fold_neighbours, read_trained, recipe_views, train_fold
 from .folder import save_config
 from .predictor import Predictor
 
@@ -128,7 +128,7 @@ def train(self:RunJob,
     if self.processes.first and not picture.exists(): _save_batch(picture, self.batches(k))
     learn = recipe_learner(self.own_recipe, self.batches(k), weights.parent, 'none' if trained else None)
     with self.timer('train'), self.processes.team.together(learn):
-        train_fold(learn, recipe, self.data.targs[self.folds != k])
+        if not read_trained(learn): train_fold(learn, recipe, self.data.targs[self.folds != k])
     save_config(self.out, learn.model.config, recipe.size, *self.train_pack.stats(), views=recipe_views(recipe))
     return learn
 
