@@ -11,40 +11,55 @@ several networks' predictions, and an average of weights is a cheap form of ense
 __all__ = ['WeightEMA', 'WeightSWA']
 
 # %% ../../nbs/45_train.averaging.ipynb #cadaf09d
-from fastai.vision.all import Callback, get_model, torch
+from fastai.vision.all import Callback, get_model, patch, torch
 from torch.optim.swa_utils import AveragedModel
 
 # %% ../../nbs/45_train.averaging.ipynb #8616e8e1
 class _WeightAverage(Callback):
-    "Base of the averages; a subclass defines `make(model)` and says when to call `update_parameters`"
+    "Base of the averages; a subclass defines `share(n)` and says when to call `take`"
     order = 65 # after log and trackers, before `Checkpoint`
     remove_on_fetch, _only_train_loop = True, True
 
     def before_fit(self):
         "Make the average"
-        self.average = self.make(get_model(self.model))
+        self.average = AveragedModel(get_model(self.model), multi_avg_fn=self._follow, use_buffers=True)
         self.kept = None
 
-    def before_validate(self):
-        "Swap the averaged weights in"
-        if not self.average.n_averaged: return
-        model = get_model(self.model)
-        self.kept = {k: v.clone() for k, v in model.state_dict().items()}
-        model.load_state_dict(self.average.module.state_dict())
+    def _follow(self, means, values, n):
+        "Move averages towards the present values; the integer counters of batch norms are copied"
+        if means[0].is_floating_point(): torch._foreach_lerp_(means, values, self.share(int(self.average.n_averaged)))
+        else: torch._foreach_copy_(means, values)
 
-    def after_epoch(self):
-        "Put the network's own weights back, except after the last epoch"
-        last = self.epoch == self.n_epoch - 1
-        if self.kept is not None and not last: get_model(self.model).load_state_dict(self.kept)
-        self.kept = None
+    def take(self):
+        "Take the present weights into the average"
+        self.average.update_parameters(get_model(self.model))
 
-    def state_dict(self):
-        "The average, for `Checkpoint`"
-        return self.average.state_dict()
+# %% ../../nbs/45_train.averaging.ipynb #eb1abd9a
+@patch
+def before_validate(self:_WeightAverage):
+    "Swap the averaged weights in"
+    if not self.average.n_averaged: return
+    model = get_model(self.model)
+    self.kept = {k: v.clone() for k, v in model.state_dict().items()}
+    model.load_state_dict(self.average.module.state_dict())
 
-    def load_state_dict(self, state):
-        "Put the average back"
-        self.average.load_state_dict(state)
+@patch
+def after_epoch(self:_WeightAverage):
+    "Put the network's own weights back, except after the last epoch"
+    last = self.epoch == self.n_epoch - 1
+    if self.kept is not None and not last: get_model(self.model).load_state_dict(self.kept)
+    self.kept = None
+
+# %% ../../nbs/45_train.averaging.ipynb #589811f7
+@patch
+def state_dict(self:_WeightAverage):
+    "The average, for `Checkpoint`"
+    return self.average.state_dict()
+
+@patch
+def load_state_dict(self:_WeightAverage, state):
+    "Put the average back"
+    self.average.load_state_dict(state)
 
 # %% ../../nbs/45_train.averaging.ipynb #8a74b712
 class WeightEMA(_WeightAverage):
@@ -52,23 +67,22 @@ class WeightEMA(_WeightAverage):
     def __init__(self,
         decay:float=.999 # Highest fraction of the old average that a step keeps
     ):
-        self.decay = decay
+        self.decay, self.stepping = decay, False
 
-    def make(self, model):
-        "An average that follows `model`"
-        return AveragedModel(model, multi_avg_fn=self._follow, use_buffers=True)
+    def share(self,
+        n:int # Number of steps so far
+    ) -> float:
+        "Share of the present weights in the average"
+        return 1 - min(self.decay, (1 + n)/(10 + n))
 
-    def _follow(self, means, values, n):
-        "Move averages towards the present values; the integer counters of batch norms are copied"
-        if not means[0].is_floating_point():
-            for m, v in zip(means, values): m.copy_(v)
-            return
-        n = n.item()
-        torch._foreach_lerp_(means, values, 1 - min(self.decay, (1 + n)/(10 + n)))
+    def before_step(self):
+        "Note that the optimizer is about to step; not called where gradients are only accumulated"
+        self.stepping = True
 
-    def after_batch(self):
+    def after_step(self):
         "Take the weights into the average"
-        if self.training: self.average.update_parameters(get_model(self.model))
+        if self.stepping: self.take()
+        self.stepping = False
 
 # %% ../../nbs/45_train.averaging.ipynb #b1eb3b5a
 class WeightSWA(_WeightAverage):
@@ -78,10 +92,12 @@ class WeightSWA(_WeightAverage):
     ):
         self.start = start
 
-    def make(self, model):
-        "A plain mean of states of `model`"
-        return AveragedModel(model, use_buffers=True)
+    def share(self,
+        n:int # Number of epochs so far
+    ) -> float:
+        "Share of the present weights in the mean"
+        return 1/(n + 1)
 
     def after_train(self):
         "Take the weights of a late epoch into the mean"
-        if self.epoch + 1 > self.start*self.n_epoch: self.average.update_parameters(get_model(self.model))
+        if self.epoch + 1 > self.start*self.n_epoch: self.take()

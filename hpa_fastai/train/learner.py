@@ -13,7 +13,7 @@ __all__ = ['OPTIMIZERS', 'rgby_splitter', 'best_precision', 'AutoMixedPrecision'
 # %% ../../nbs/43_train.learner.ipynb #cadaf09d
 from functools import partial
 
-from fastai.callback.fp16 import AMPMode, GradScaler, MixedPrecision
+from fastai.callback.fp16 import GradScaler, MixedPrecision
 from fastai.vision.all import CSVLogger, L, Learner, OptimWrapper, delegates, get_c, noop, params, patch, torch
 
 from ..labels import LABELS
@@ -23,12 +23,12 @@ from .metrics import MacroF1, MeanAP
 
 # %% ../../nbs/43_train.learner.ipynb #393dba5b
 def rgby_splitter(
-    model # From `rgby_model`
+    model # From `rgby_model`, or any `nn.Sequential` of a body and what follows it
 ) -> L: # Parameters of body, stem and head
     "Split a network into the groups of layers that fastai freezes and gives learning rates"
     stem = L(getattr(model[0], 'stem', [])).map(params).concat()
     ids = {id(p) for p in stem}
-    return L([p for p in params(model[0]) if id(p) not in ids], list(stem), params(model[1]))
+    return L([p for p in params(model[0]) if id(p) not in ids], list(stem), params(model[1:]))
 
 # %% ../../nbs/43_train.learner.ipynb #1615f452
 @patch
@@ -58,13 +58,28 @@ def best_precision(
 
 # %% ../../nbs/43_train.learner.ipynb #3654e97d
 class AutoMixedPrecision(MixedPrecision):
-    "fastai's `MixedPrecision`, on the device that the model is on"
+    "fastai's `MixedPrecision`, on the device that the model is on when a fit begins"
+    def __init__(self,
+        precision:str='auto', # `'auto'` for `best_precision`, `'bf16'`, `'fp16'` (on a GPU only) or `'fp32'`
+        **kwargs # To PyTorch's `GradScaler`
+    ):
+        if precision not in ('auto', 'bf16', 'fp16', 'fp32'):
+            raise ValueError(f"precision is {precision!r}; choose 'auto', 'bf16', 'fp16' or 'fp32'")
+        self.precision, self.kwargs = precision, kwargs
+
+    def __call__(self, event_name):
+        "Leave it to `learn.to_fp16()` or `learn.to_bf16()` if you have called one of them"
+        others = [o for o in self.learn.cbs if isinstance(o, MixedPrecision) and o is not self]
+        if not others: super().__call__(event_name)
+
     def before_fit(self):
         "Set up autocasting and gradient scaling"
-        device = next(self.model.parameters()).device.type
-        fp16 = self.amp_mode == AMPMode.FP16
-        self.autocast = torch.autocast(device, torch.float16 if fp16 else torch.bfloat16)
-        self.learn.scaler = GradScaler(device, **{**self.kwargs, 'enabled': fp16})
+        device = next(self.model.parameters()).device
+        precision = best_precision(device) if self.precision == 'auto' else self.precision
+        fp16 = precision == 'fp16' and device.type != 'cpu'
+        dtype = torch.float16 if fp16 else torch.bfloat16
+        self.autocast = torch.autocast(device.type, dtype, enabled=fp16 or precision == 'bf16')
+        self.learn.scaler = GradScaler(device.type, **{**self.kwargs, 'enabled': fp16})
         self.scales = L()
 
 # %% ../../nbs/43_train.learner.ipynb #e5392c6e
@@ -75,11 +90,12 @@ class EpochLog(CSVLogger):
     ):
         super().__init__(fname)
         self.begun = False # not fastai's `append`: setting that during a fit makes fastai warn
+        self.file = None
 
     def before_fit(self):
         "Open the file, and write the header the first time"
-        self.run = self.learn.logger is not noop # fastai skips `after_fit` as well, and then sets `run` again
-        if not self.run: return
+        self.after_fit()   # of a fit that was interrupted
+        if self.learn.logger is noop: return
         self.path.mkdir(parents=True, exist_ok=True)
         self.file = (self.path/self.fname).open('a' if self.begun else 'w', encoding='utf-8')
         if not self.begun: self.file.write(','.join(self.recorder.metric_names) + '\n')
@@ -87,24 +103,31 @@ class EpochLog(CSVLogger):
         self.old_logger, self.learn.logger = self.learn.logger, self._write_line
 
     def after_fit(self):
-        "Close the file"
-        super().after_fit()
+        "Close the file, and give the logger back"
+        if self.file: self.file.close()
+        if self.learn.logger == self._write_line: self.learn.logger = self.old_logger
         self.file = self.old_logger = None # `learn.export` can't pickle a file, not even a closed one
 
 # %% ../../nbs/43_train.learner.ipynb #a6b07be5
-def _callbacks(dls, precision, log):
+def _callbacks(precision, log):
     "The callbacks for a precision and a log file"
-    if precision == 'auto': precision = best_precision(getattr(dls, 'device', None) or 'cpu')
-    if precision not in ('bf16', 'fp16', 'fp32'):
-        raise ValueError(f"precision is {precision!r}; choose 'auto', 'bf16', 'fp16' or 'fp32'")
-    cbs = [] if precision == 'fp32' else [AutoMixedPrecision(precision)]
+    cbs = [AutoMixedPrecision(precision)]
+    if precision == 'fp32': cbs = []
     return cbs + [EpochLog(log)] if log else cbs
+
+def _decays_all(opt_func, wd_bn_bias):
+    "Does weight decay apply to batch norms and biases, too? Raises `ValueError` if the optimizer can't do as told"
+    if getattr(opt_func, 'func', opt_func) is not OptimWrapper: return bool(wd_bn_bias)
+    if wd_bn_bias is False:
+        raise ValueError("PyTorch's optimizers apply weight decay to all parameters; "
+                         "for wd_bn_bias=False take one of fastai's, such as opt_func=Adam")
+    return True
 
 # %% ../../nbs/43_train.learner.ipynb #3a130d62
 @delegates(Learner.__init__)
 def rgby_learner(
     dls, # DataLoaders of four-channel images and 0/1 targets, such as `rgby_dls` makes
-    body='resnet34', # A name for `rgby_model`, or a whole network: `nn.Sequential(body, head)`
+    body='resnet34', # A name for `rgby_model`, or a whole network: `nn.Sequential(body, head)`; more parts are head
     n_out:int=None, # Number of labels; by default as many as `dls` has
     loss_func=None, # Loss; `MultiLabelFocalLoss()` by default
     weights='imagenet', # As in `rgby_model`: `'imagenet'`, a path, or None
@@ -118,11 +141,14 @@ def rgby_learner(
     log:str='log.csv', # File below `path` for losses and metrics of each epoch; None for no file
     metrics=None, # Macro F1 and mean average precision by default
     opt_func=None, # Optimizer; fused AdamW (`OPTIMIZERS['adamw']`) by default
+    wd_bn_bias:bool=None, # Decay batch norms and biases too? PyTorch's optimizers always do; fastai's by default don't
     cbs=None, # Further callbacks
     **kwargs
 ) -> Learner: # With a frozen body if it comes with weights
     "A learner for four-channel images with several labels each"
-    cbs = L(cbs) + _callbacks(dls, precision, log)
+    cbs = L(cbs) + _callbacks(precision, log)
+    opt_func = opt_func or OPTIMIZERS['adamw']
+    wd_bn_bias = _decays_all(opt_func, wd_bn_bias)
     model = body
     if isinstance(body, str):
         model = rgby_model(body, n_out or get_c(dls) or len(LABELS), stem=stem, head=head, weights=weights,
@@ -131,6 +157,6 @@ def rgby_learner(
     if compile: model.compile()
     if metrics is None: metrics = L(MacroF1(), MeanAP())
     learn = Learner(dls, model, loss_func=loss_func or MultiLabelFocalLoss(), splitter=rgby_splitter,
-                    opt_func=opt_func or OPTIMIZERS['adamw'], cbs=cbs, metrics=metrics, **kwargs)
+                    opt_func=opt_func, wd_bn_bias=wd_bn_bias, cbs=cbs, metrics=metrics, **kwargs)
     if getattr(model, 'pretrained', False): learn.freeze_body()
     return learn
