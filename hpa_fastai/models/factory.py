@@ -15,8 +15,9 @@ from difflib import get_close_matches
 from functools import partial
 from textwrap import shorten
 
-import timm
+import requests, timm
 from fastai.vision.all import listify, nn, patch
+from huggingface_hub import constants, try_to_load_from_cache
 
 from ..labels import CHANNELS, DataError, LABELS
 from .weights import load_weights, read_weights
@@ -42,9 +43,19 @@ def _check_choice(what, value, known):
     if value not in known: raise DataError(f'no {what} {value!r}; choose one of {", ".join(known)}')
 
 # %% ../../nbs/35_models.factory.ipynb #82f1dceb
+def _fetch(name, make):
+    "timm's pretrained network, from the hub's cache, or else from the hub"
+    cfg = timm.get_pretrained_cfg(name)
+    if not (cfg and cfg.hf_hub_id): return make(pretrained=True)
+    repo, _, revision = cfg.hf_hub_id.partition('@')
+    cached = try_to_load_from_cache(repo, 'model.safetensors', revision=revision or None)
+    if isinstance(cached, str): return _file_model(name, make, cached, read_weights(cached))
+    if not constants.HF_HUB_OFFLINE: requests.head(constants.ENDPOINT, timeout=5)
+    return make(pretrained=True)
+
 def _hub_model(name, make):
-    "timm's pretrained network, from its cache or the hub"
-    try: return make(pretrained=True)
+    "timm's pretrained network; raises `DataError` if it can't be fetched"
+    try: return _fetch(name, make)
     except Exception as e:
         cfg = timm.get_pretrained_cfg(name)
         where = cfg and (f'https://huggingface.co/{cfg.hf_hub_id}' if cfg.hf_hub_id else cfg.url)

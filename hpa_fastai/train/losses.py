@@ -19,6 +19,7 @@ from timm.loss import AsymmetricLossMultiLabel
 # %% ../../nbs/40_train.losses.ipynb #36e22a4f
 class MultiLabelLoss(nn.Module):
     "Base of the losses on logits and 0/1 targets; a subclass defines `loss(logits, targs)`"
+    of_batch = False   # is the loss one of the batch as a whole, rather than of each answer?
     def __init__(self,
         reduction:str='mean', # `'mean'`, `'batchmean'` (sum over labels, mean over images), `'sum'` or `'none'`
         thresh:float=.5 # Probability above which `decodes` predicts a label
@@ -32,14 +33,16 @@ class MultiLabelLoss(nn.Module):
     def forward(self,
         logits, # Logits (images, labels)
         targs # Truth (images, labels), 0 and 1
-    ): # Scalar, or one value per answer or label for `reduction='none'`
+    ): # Scalar; for `reduction='none'` one value per answer, or per image if the loss is one of the batch
         "Check shapes, compute the loss in single precision or better, and reduce it"
         if logits.shape != targs.shape:
             raise ValueError(f'logits {tuple(logits.shape)} and targets {tuple(targs.shape)} differ in shape; '
                              'each logit needs a target of 0 or 1')
         if logits.dtype in (torch.float16, torch.bfloat16): logits = logits.float()
-        loss = self.loss(logits, targs.to(logits.dtype))
-        if self.reduction == 'none' or not loss.ndim: return loss
+        targs = targs.to(logits.dtype)
+        loss = self.loss(logits, targs)
+        if self.reduction == 'none': return self.of_each(logits, targs) if self.of_batch or not loss.ndim else loss
+        if not loss.ndim: return loss
         if self.reduction == 'batchmean': return loss.sum()/len(loss)
         return loss.mean() if self.reduction == 'mean' else loss.sum()
 
@@ -117,7 +120,8 @@ class MultiLabelFocalLoss(MultiLabelLoss):
 
 # %% ../../nbs/40_train.losses.ipynb #bdded564
 class SoftF1Loss(MultiLabelLoss):
-    "1 − macro F1 of the batch, computed from probabilities; `reduction='none'` returns it per label"
+    "1 − macro F1 of the batch, computed from probabilities"
+    of_batch = True
     def loss(self, logits, targs):
         "1 − soft F1 of each label"
         p = logits.sigmoid()
@@ -132,7 +136,8 @@ def _jaccard_steps(targs):
 
 # %% ../../nbs/40_train.losses.ipynb #22dc1471
 class LovaszHingeLoss(MultiLabelLoss):
-    "Lovász hinge of each label over the batch, for targets of 0 and 1; `reduction='none'` returns it per label"
+    "Lovász hinge of each label over the batch, for targets of 0 and 1"
+    of_batch = True
     def __init__(self,
         symmetric:bool=True, # Average the losses for presence and absence?
         reduction:str='mean', # As in `MultiLabelLoss`
@@ -151,7 +156,8 @@ class LovaszHingeLoss(MultiLabelLoss):
 
 # %% ../../nbs/40_train.losses.ipynb #259e67a4
 class HardNegativeLoss(MultiLabelLoss):
-    "Cross-entropy of each label over its positives and hardest negatives; `reduction='none'` returns it per label"
+    "Cross-entropy of each label over its positives and hardest negatives"
+    of_batch = True
     def __init__(self,
         least:float=.5, # Fraction of the negatives that is always kept (but no fewer than `more`)
         most:float=.7, # Upper bound on the fraction of negatives kept (plus `more`)
@@ -182,7 +188,7 @@ class WrappedLoss(MultiLabelLoss):
     "Any module that takes (logits, targets), as a `MultiLabelLoss`"
     def __init__(self,
         wrapped, # Module that takes (logits, targets)
-        reduction:str='mean', # As in `MultiLabelLoss`; without effect if `wrapped` returns a scalar
+        reduction:str='mean', # As in `MultiLabelLoss`
         thresh:float=.5 # Probability above which `decodes` predicts a label
     ):
         super().__init__(reduction, thresh)
@@ -206,6 +212,7 @@ def asymmetric_loss(
 # %% ../../nbs/40_train.losses.ipynb #d5cadce9
 class SumLoss(MultiLabelLoss):
     "A weighted sum of losses"
+    of_batch = True
     def __init__(self,
         *losses, # Modules that take (logits, targets)
         weights=None, # One factor per loss; 1 by default
@@ -225,6 +232,15 @@ class SumLoss(MultiLabelLoss):
 def bestfitting_loss() -> SumLoss:
     "The winner's sum: half of focal, symmetric Lovász and hard-negative loss each"
     return SumLoss(MultiLabelFocalLoss(2.), LovaszHingeLoss(), HardNegativeLoss(), weights=[.5]*3)
+
+# %% ../../nbs/40_train.losses.ipynb #c00995a6
+@patch
+def of_each(self:MultiLabelLoss,
+    logits, # Logits (images, labels)
+    targs # Truth (images, labels), 0 and 1
+): # (images,)
+    "The loss of each image, taken as a batch of its own"
+    return torch.stack([self.loss(x, t).mean() for x, t in zip(logits.split(1), targs.split(1))])
 
 # %% ../../nbs/40_train.losses.ipynb #6118de61
 LOSSES = dict(
