@@ -35,7 +35,8 @@ _Loader.add_implicit_resolver('tag:yaml.org,2002:float', _exponent, list('-+0123
 def _read(text): return yaml.load(text, _Loader)
 
 # %% ../../nbs/70_runs.recipes.ipynb #9d49a3d9
-_kinds = {int: 'a whole number', float: 'a number', str: 'text', list: 'a list', dict: '`key: value` pairs'}
+_kinds = {int: 'a whole number', float: 'a number', str: 'text', bool: 'true or false', list: 'a list',
+          dict: '`key: value` pairs'}
 
 def _fits(value, kind):
     "Is `value` of the kind that a field declares?"
@@ -140,6 +141,7 @@ class Recipe:
     wd:float=1e-2 # Weight decay
     clip:float=1. # Largest norm of the gradient; 0 clips nothing
     seed:int=42 # Seed of everything random
+    deterministic:bool=False # On GPUs too, the same numbers in every run? Slower; some losses and networks refuse it
     # decisions
     tta:int=8 # Symmetric views of an image to predict: 1, 4 or 8
     tta_crops:int=0 # Crops to predict, each in all views: 1 (centre), 4 (corners) or 5 (both); 0 takes whole images
