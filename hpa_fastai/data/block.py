@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..labels import DataError, decode_targets, encode_targets, LABELS, read_labels
 from ..images.samples import TensorRGBY
-from ..images.splits import stratified_holdout
+from ..images.splits import fold_numbers, stratified_holdout, yes_rows
 from .symmetries import RandomSymmetry
 from .normalize import StainNormalize
 from .sampling import as_repeats
@@ -135,19 +135,27 @@ def valid_rows(
     seed:int=42, # Seed of the split, if `valid` is a fraction
     labels=LABELS # Names of the labels, in order
 ) -> np.ndarray: # Row numbers, ascending
-    "Return the rows that are held out for validation"
+    "Return the rows that are held out for validation; raises `DataError`"
     if isinstance(valid, float): return np.flatnonzero(stratified_holdout(df, valid, seed, labels=labels).is_valid)
-    if isinstance(valid, (int, np.integer)):
-        if 'fold' not in df:
-            raise DataError(f'valid is fold {valid}, but the labels have no column fold; '
-                            'add it with stratified_folds')
-        return np.flatnonzero(df['fold'] == valid)
-    if isinstance(valid, str): return np.flatnonzero(df[valid])
-    unknown = set(valid) - set(df.Id)
+    if isinstance(valid, (int, np.integer)): rows = np.flatnonzero(_folds(df, valid) == valid)
+    elif isinstance(valid, str): rows = np.flatnonzero(yes_rows(df, valid))
+    else: return _rows_of(df, valid)
+    if not len(rows): raise DataError(f'valid={valid!r} holds nobody out; choose a fold or a column that some of the {len(df)} rows have')
+    return rows
+
+# %% ../../nbs/27_data.block.ipynb #6a6fb2ad
+def _folds(df, valid):
+    "The fold of each row"
+    if 'fold' in df: return fold_numbers(df)
+    raise DataError(f'valid is fold {valid}, but the labels have no column fold; add it with stratified_folds')
+
+def _rows_of(df, ids):
+    "The rows of some Ids"
+    unknown = set(ids) - set(df.Id)
     if unknown:
         raise DataError(f'{len(unknown)} Ids held out are not among the labels, e.g. {sorted(unknown)[0]}; '
                         'take both from one list')
-    return np.flatnonzero(df.Id.isin(set(valid)))
+    return np.flatnonzero(df.Id.isin(set(ids)))
 
 # %% ../../nbs/27_data.block.ipynb #223f2419
 def rgby_dls(

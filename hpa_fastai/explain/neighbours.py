@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from fastai.vision.all import DataBlock, DisplayedTransform, IndexSplitter, Learner, TransformBlock, accuracy, tensor
 
+from ..labels import DataError
 from ..data.block import RGBYBlock
 from ..models.arcface import arcface_model, ArcFaceLoss, group_ids
 from ..train.learner import rgby_learner
@@ -33,7 +34,8 @@ def learnt_groups(
     held_out = df.Id.isin(set(held_out))
     column = column if column in df else 'Target'
     train = df[~held_out]
-    numbers = dict(zip(train[column], group_ids(train, column)))
+    numbers = {k: n for k, n in zip(train[column], group_ids(train, column)) if n >= 0}
+    if not numbers: raise DataError(f'the column {column} is blank in all training images; name another one')
     known = df[column].isin(list(numbers))
     return pd.DataFrame(dict(Id=df.Id[known], group=df[column][known].map(numbers), held_out=held_out[known]))
 

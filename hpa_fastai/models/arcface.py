@@ -12,22 +12,22 @@ __all__ = ['group_ids', 'CosineLayer', 'arcface_model', 'ArcFaceLoss', 'transfer
 
 # %% ../../nbs/36_models.arcface.ipynb #cadaf09d
 import numpy as np
-import pandas as pd
 from fastai.vision.all import AdaptiveConcatPool2d, F, nn, torch
 
 from ..labels import DataError
+from ..images.splits import group_codes
 from .factory import rgby_model
 
 # %% ../../nbs/36_models.arcface.ipynb #3bef0562
 def group_ids(
     df, # Label list with the columns Id and Target, and perhaps one for the antibody
     column:str=None # Column that names the group, such as `'antibody'`; by default the label set
-) -> np.ndarray: # Group of each row: 0, 1, … in the order of first appearance
+) -> np.ndarray: # Group of each row: 0, 1, … in the order of first appearance; −1 where it is unknown (blank)
     "Number the groups of images that belong together; raises `DataError`"
     if column is not None and column not in df:
         raise DataError(f'no column {column!r} in the label list (it has {", ".join(df.columns)}); '
                         'name one of them, or none to group by label set')
-    return pd.factorize(df[column or 'Target'])[0]
+    return group_codes(df[column or 'Target'])
 
 # %% ../../nbs/36_models.arcface.ipynb #59d7c93f
 class CosineLayer(nn.Linear):
