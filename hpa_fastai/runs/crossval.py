@@ -17,6 +17,7 @@ import pandas as pd
 
 from ..files import whole_file, write_json
 from ..images.kaggle import KaggleFolder, keep_folds, pack_folder, validation_rule
+from ..decide.submission import write_probs
 from ..decide.outcome import check_decisions, decide_run, Outcome, scores_line, submit
 from ..explain.plots import plot_f1, plot_logs
 from .recipes import keep_recipe, Recipe
@@ -31,9 +32,12 @@ def decide_folds(
     recipe, data, out = job.recipe, job.data, job.out
     outcome = decide_run(job.oof_probs(), data.targs, job.folds, recipe.ensemble, recipe.thresholds,
                          recipe.threshold_args, recipe.seed)
-    outcome.rule.save(out/'thresholds.json')
+    outcome.decider.save(out)
+    write_probs(out/'oof.parquet', data.train.Id, outcome.probs)
     if data.test_ids:
-        decided = job.pass_on('test', data.test_ids, outcome.decide(job.test_probs()))
+        each = job.test_probs()
+        write_probs(out/'test.parquet', data.test_ids, outcome.decider.combine(each))
+        decided = job.pass_on('test', data.test_ids, outcome.decider.predict(each))
         submit(out/'submission.csv', data.test_ids, decided, data.path/'sample_submission.csv')
     outcome.decided = job.pass_on('oof', data.train.Id, outcome.decided)
     write_decisions(out/'oof.csv', data.train.Id, job.folds, data.targs, outcome.decided)

@@ -121,7 +121,8 @@ def train(self:RunJob,
     with self.timer('train'):
         if trained: load_weights(learn.model, weights)
         else: train_fold(learn, recipe, self.data.targs[self.folds != k])
-    save_config(self.out, learn.model.config, recipe.size, *self.train_pack.stats(), views=recipe_views(recipe))
+    save_config(self.out, learn.model.config, recipe.size, *self.train_pack.stats(), views=recipe_views(recipe),
+                bs=recipe.bs)
     return learn
 
 # %% ../../nbs/75_runs.stages.ipynb #17e9a472
@@ -133,7 +134,7 @@ def predict(self:RunJob,
     "Predict the held-out images of fold `k`, and the test images"
     files, held_out, test_ids = self.files(k), self.held_out(k), self.data.test_ids
     predictor = Predictor([learn.model], None, self.recipe.size, *self.train_pack.stats(),
-                          device=learn.dls.device, views=recipe_views(self.recipe))
+                          device=learn.dls.device, views=recipe_views(self.recipe), bs=self.recipe.bs)
     with self.timer('predict'):
         write_probs(files['oof'], held_out, predictor.predict_pack(self.train_pack, held_out))
         if test_ids: write_probs(files['test'], test_ids, predictor.predict_pack(self.test_pack, test_ids))
@@ -168,18 +169,15 @@ def run_fold(self:RunJob,
 # %% ../../nbs/75_runs.stages.ipynb #d704ae06
 @patch
 def oof_probs(self:RunJob) -> np.ndarray: # (images, labels), in the order of `data.train`
-    "Write the out-of-fold probabilities of all folds into oof.parquet"
+    "Read the out-of-fold probabilities of all folds"
     ids, probs = zip(*(read_probs(self.files(k)['oof']) for k in range(self.recipe.folds)))
-    write_probs(self.out/'oof.parquet', np.concatenate(ids), np.concatenate(probs))
-    return read_probs(self.out/'oof.parquet', self.data.train.Id)[1]
+    return np.concatenate(probs)[pd.Index(np.concatenate(ids)).get_indexer(self.data.train.Id)]
 
 @patch
-def test_probs(self:RunJob) -> np.ndarray: # (folds, images, labels), in the order of `data.test_ids`
-    "Write the mean probabilities of the test images into test.parquet; return those of each fold"
-    ids = self.data.test_ids
-    each = np.stack([read_probs(self.files(k)['test'], ids)[1] for k in range(self.recipe.folds)])
-    write_probs(self.out/'test.parquet', ids, each.mean(0))
-    return each
+def test_probs(self:RunJob) -> np.ndarray: # (images, folds, labels), in the order of `data.test_ids`
+    "Read the probabilities of the test images, from the network of each fold"
+    files = [self.files(k)['test'] for k in range(self.recipe.folds)]
+    return np.stack([read_probs(o, self.data.test_ids)[1] for o in files], 1)
 
 # %% ../../nbs/75_runs.stages.ipynb #7d638f62
 @patch
