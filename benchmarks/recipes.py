@@ -33,7 +33,7 @@ from fastcore.script import call_parse
 
 from hpa_fastai.runs.compare import compare_runs
 from hpa_fastai.decide.rules import RULES, cross_decide
-from hpa_fastai.decide.ensembles import ENSEMBLES, ensemble_decide, to_ensemble_scale
+from hpa_fastai.decide.outcome import decide_run, FOLD_ENSEMBLES
 from hpa_fastai.runs.crossval import cross_validate
 from hpa_fastai.files import write_json
 from hpa_fastai.decide.submission import read_probs
@@ -140,11 +140,11 @@ def by_ensemble(path, data):
     run = RunFolder(path)
     truth = pd.read_csv(data/'solution.csv', dtype=str)
     targs = encode_targets(truth.Target)
-    each = np.stack([read_probs(o, truth.Id)[1] for o in sorted(path.glob('fold*/test.parquet'))])
+    each = np.stack([read_probs(o, truth.Id)[1] for o in sorted(path.glob('fold*/test.parquet'))], 1)
     def score(how):
-        rule = RULES['GlobalRule']().fit(to_ensemble_scale(how, run.probs, run.folds), run.targs)
-        return macro_f1(ensemble_decide(how, rule, each), targs)
-    return {how: round(float(score(how)), 4) for how in ENSEMBLES}
+        outcome = decide_run(run.probs, run.targs, run.folds, how, 'GlobalRule')
+        return macro_f1(outcome.decider.predict(each), targs)
+    return {how: round(float(score(how)), 4) for how in FOLD_ENSEMBLES}
 
 
 @call_parse

@@ -19,7 +19,7 @@ import numpy as np
 from ..labels import DataError
 from ..files import write_json
 from ..train.intervals import bootstrap
-from ..decide.submission import write_probs, write_submission
+from ..decide.submission import read_probs, write_probs, write_submission
 from ..decide.rules import cross_decide
 from ..decide.ensembles import cross_predict
 from ..decide.outcome import fit_ensemble_rule, Outcome
@@ -77,13 +77,12 @@ def _gains(runs, decided, level=.95):
     return rows
 
 # %% ../../nbs/77_runs.combine.ipynb #37f35f2f
-def _write_test(out, runs, both):
-    "Write the test probabilities of the ensemble `both`, and the submission"
+def _write_test(out, runs, decider):
+    "Write the test probabilities of the ensemble, and the submission"
     ids = runs[0].test[0]
-    tests = [dict(zip(*o.test)) for o in runs]
-    test = both.ensemble.predict([[o[i] for i in ids] for o in tests])
-    write_probs(out/'test.parquet', ids, test)
-    write_submission(out/'submission.csv', ids, both.rule.predict(test))
+    each = np.stack([read_probs(o.path/'test.parquet', ids)[1] for o in runs], 1)
+    write_probs(out/'test.parquet', ids, decider.combine(each))
+    write_submission(out/'submission.csv', ids, decider.predict(each))
 
 # %% ../../nbs/77_runs.combine.ipynb #07305fa0
 def ensemble_runs(
@@ -99,15 +98,14 @@ def ensemble_runs(
     ids, targs, folds = opened[0].ids, opened[0].targs, opened[0].folds
     probs = np.stack([o.probs[_rows(o, ids)] for o in opened], 1)
     fit = partial(fit_ensemble_rule, how, thresholds, seed=seed)
-    both = fit(probs, targs, folds)
+    decider = fit(probs, targs, folds)
     oof = cross_predict(how, probs.swapaxes(0, 1), targs, folds)
-    outcome = Outcome(both.rule, cross_decide(fit, probs, targs, folds), both.predict(probs), oof, targs)
+    outcome = Outcome(decider, cross_decide(fit, probs, targs, folds), decider.predict(probs), oof, targs)
 
     write_ensemble_runs(out, how, runs)
-    both.ensemble.save(out/'weights.json')
+    decider.save(out)
     write_probs(out/'oof.parquet', ids, oof)
-    both.rule.save(out/'thresholds.json')
-    if opened[0].test: _write_test(out, opened, both)
+    if opened[0].test: _write_test(out, opened, decider)
     write_decisions(out/'oof.csv', ids, folds, targs, outcome.decided)
     scores = {**outcome.scores(), 'ensemble': how, 'runs': _gains(opened, outcome.decided)}
     write_json(out/'scores.json', scores)

@@ -31,14 +31,17 @@ def decide_folds(
 ) -> Outcome:
     "Choose a run's rule, decide about its training and test images, and write the decisions down"
     recipe, data, out = job.recipe, job.data, job.out
-    outcome = decide_run(job.oof_probs(), data.targs, job.folds, recipe.ensemble, recipe.thresholds,
+    outcome = decide_run(job.oof_probs(), job.oof_targs, job.oof_folds, recipe.ensemble, recipe.thresholds,
                          recipe.threshold_args, recipe.seed)
-    outcome.rule.save(out/'thresholds.json')
+    outcome.decider.save(out)
+    job.save_probs('oof', outcome.probs)
     if data.test_ids:
-        decided = job.pass_on('test', data.test_ids, outcome.decide(job.test_probs()))
+        each = job.test_probs()
+        job.save_probs('test', outcome.decider.combine(each))
+        decided = job.pass_on('test', data.test_ids, outcome.decider.predict(each))
         submit(out/'submission.csv', data.test_ids, decided, data.path/'sample_submission.csv')
-    outcome.decided = job.pass_on('oof', data.train.Id, outcome.decided)
-    write_decisions(out/'oof.csv', data.train.Id, job.folds, data.targs, outcome.decided)
+    outcome.decided = job.pass_on('oof', job.oof_ids, outcome.decided)
+    write_decisions(out/'oof.csv', job.oof_ids, job.oof_folds, job.oof_targs, outcome.decided)
     return outcome
 
 # %% ../../nbs/76_runs.crossval.ipynb #2b781aa2
@@ -99,7 +102,8 @@ def finish_run(
         outcome = decide_folds(job)
         scores = outcome.scores()
         save_plots(job, outcome, scores)
-    write_json(job.out/'scores.json', {**scores, 'seconds': job.timer.seconds})
+    scores |= dict(train_only=job.data.train_only(), seconds=job.timer.seconds)
+    write_json(job.out/'scores.json', scores)
     print(scores_line(scores))
 
 # %% ../../nbs/76_runs.crossval.ipynb #5a624122

@@ -22,9 +22,10 @@ from fastcore.basics import patch
 from ..labels import DataError, decode_targets, encode_targets, LABELS, read_csv_checked, read_labels
 from ..files import read_json, whole_file, write_json
 from ..images.pack import open_pack
+from ..models.factory import rgby_model
 from ..decide.submission import read_probs
 from ..decide.rules import load_rule
-from ..decide.ensembles import load_ensemble
+from ..decide.outcome import EnsembleRule
 from ..explain.interpret import RGBYInterpretation
 
 # %% ../../nbs/73_runs.folder.ipynb #f2c0e299
@@ -47,11 +48,12 @@ def save_config(
     mean, # Mean of each channel, in 0 to 1
     std, # Standard deviation of each channel, in 0 to 1
     labels=LABELS, # Names of the labels, in order
-    views:dict=None # Views each network predicts on: arguments of `DihedralTTA`
+    views:dict=None, # Views each network predicts on: arguments of `DihedralTTA`
+    bs:int=32 # Images in a batch
 ):
     "Write model.json: how to build a run's networks, and how to prepare images for them"
     config = dict(format=1, model=model, size=size, mean=list(mean), std=list(std), labels=list(labels))
-    write_json(Path(path)/'model.json', config | dict(views=views or {}))
+    write_json(Path(path)/'model.json', config | dict(views=views or {}, bs=bs))
 
 def read_config(
     path # Folder of the run
@@ -67,13 +69,14 @@ def read_config(
 # %% ../../nbs/73_runs.folder.ipynb #297f8826
 def read_networks(
     run # Folder of a finished run
-) -> tuple: # What `save_config` wrote, the weights' files in the order of the folds, the fitted `Rule`
+) -> tuple: # What `save_config` wrote, the networks in the order of the folds, the `EnsembleRule`
     "Read what a run needs to predict; raises `DataError`"
     run, config = Path(run), read_config(run)
     files = sorted(run.glob('fold*/model.safetensors'), key=lambda o: int(o.parent.name[4:]))
     if not files or not (run/'thresholds.json').exists():
         raise DataError(f'{run}: the run is not finished; start the same hpa-train again, it goes on')
-    return config, files, load_rule(run/'thresholds.json')
+    models = [rgby_model(**{**config['model'], 'weights': o}) for o in files]
+    return config, models, EnsembleRule.load(run)
 
 # %% ../../nbs/73_runs.folder.ipynb #3bdb76bf
 def _relative(path, start):
@@ -115,10 +118,12 @@ def ensemble_run_folders(
 # %% ../../nbs/73_runs.folder.ipynb #2e31843f
 def read_ensemble(
     run # Folder of an ensemble
-) -> tuple: # Folders of its runs, its fitted `Ensemble`, its fitted `Rule`
+) -> tuple: # Folders of its runs, its `EnsembleRule`
     "Read what an ensemble needs to predict; raises `DataError`"
     run = Path(run)
-    return ensemble_run_folders(run), load_ensemble(run/'weights.json'), load_rule(run/'thresholds.json')
+    if not (run/'weights.json').exists():
+        raise DataError(f'{run/"weights.json"}: missing, the ensemble is not finished; run hpa-ensemble again')
+    return ensemble_run_folders(run), EnsembleRule.load(run)
 
 # %% ../../nbs/73_runs.folder.ipynb #d7022039
 class RunFolder:

@@ -21,9 +21,9 @@ from ..labels import DataError, LABELS
 from ..files import whole_file
 from ..images.samples import find_samples, open_rgby, resize_rgby, TensorRGBY
 from ..data.normalize import StainNormalize
-from ..models.factory import rgby_model
 from ..train.learner import best_precision
 from ..decide.tta import DihedralTTA
+from ..decide.outcome import EnsembleRule
 from .folder import read_ensemble, read_networks
 
 # %% ../../nbs/74_runs.predictor.ipynb #40bfb1a1
@@ -31,17 +31,20 @@ class Predictor:
     "Networks, their preprocessing and a rule: from images to labels"
     def __init__(self,
         models, # Networks that give logits
-        rule, # Rule from probabilities to decisions, e.g. a fitted `Rule`
+        rule, # Rule from probabilities to decisions, a fitted `Rule`
         size:int, # Side that images are resized to, in pixels
         mean, # Mean of each channel, in 0 to 1
         std, # Standard deviation of each channel, in 0 to 1
         labels=LABELS, # Names of the labels, in order
         device=None, # Device to compute on; by default the best there is
-        views:dict=None # Views each network predicts on, arguments of `DihedralTTA`; by default eight symmetries
+        views:dict=None, # Views each network predicts on, arguments of `DihedralTTA`; by default eight symmetries
+        ensemble=None, # Fitted `Ensemble` that combines the networks; by default their mean
+        bs:int=32 # Images in a batch
     ):
         self.device = torch.device(device or default_device())
         self.models = [m.to(self.device, memory_format=torch.channels_last).eval() for m in models]
-        self.rule, self.size, self.labels, self.views = rule, size, list(labels), views or {}
+        self.decider, self.bs = EnsembleRule(ensemble, rule), bs
+        self.size, self.labels, self.views = size, list(labels), views or {}
         self.normalise = StainNormalize((mean, std))
         dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(best_precision(self.device))
         self.autocast = torch.autocast(self.device.type, dtype, enabled=dtype is not None)
@@ -55,10 +58,9 @@ def load(cls:Predictor,
     "Read a trained run; raises `DataError`"
     run = Path(run)
     if (run/'ensemble.json').exists(): return EnsemblePredictor.of(run, device)
-    config, weights, rule = read_networks(run)
-    models = [rgby_model(**{**config['model'], 'weights': o}) for o in weights]
-    return cls(models, rule, config['size'], config['mean'], config['std'], config['labels'], device,
-               config.get('views'))
+    config, models, decider = read_networks(run)
+    return cls(models, decider.rule, config['size'], config['mean'], config['std'], config['labels'], device,
+               config.get('views'), decider.ensemble, config.get('bs', 32))
 
 # %% ../../nbs/74_runs.predictor.ipynb #87ebfcde
 @patch
@@ -78,12 +80,12 @@ def _normalise(self:Predictor, prepared):
 # %% ../../nbs/74_runs.predictor.ipynb #9418cc24
 @patch
 def _ask(self:Predictor, prepared, n):
-    "Probabilities (images, labels) of prepared images: the mean over networks and views"
+    "Probabilities (images, networks, labels) of prepared images: the mean over views"
     views = self.views | ({'n': n} if n else {})
     with torch.inference_mode():
         x = self._normalise(prepared)
-        with self.autocast: probs = torch.stack([DihedralTTA(m, **views)(x) for m in self.models])
-        return probs.mean(0).cpu().numpy()
+        with self.autocast: probs = torch.stack([DihedralTTA(m, **views)(x) for m in self.models], 1)
+        return probs.cpu().numpy()
 
 # %% ../../nbs/74_runs.predictor.ipynb #b8ef018d
 def _described(o):
@@ -104,15 +106,15 @@ def predict_probs(self:Predictor,
     if wrong or not len(imgs):
         raise DataError(f'{_described(wrong[0]) if wrong else "no image"} to predict; '
                         'give a list of arrays (height, width, 4) uint8, such as [open_rgby(path)]')
-    return self._ask([self.prepare(o) for o in imgs], n)
+    return self.decider.combine(self._ask([self.prepare(o) for o in imgs], n))
 
 # %% ../../nbs/74_runs.predictor.ipynb #e94c1e87
 @patch
 def decide(self:Predictor,
-    probs # Probabilities (images, labels)
+    probs # Probabilities (images, labels), from `predict_probs`
 ) -> list: # For each image the names of its labels, the most probable first
     "Label sets from probabilities"
-    decisions = self.rule.predict(probs)
+    decisions = self.decider.rule.predict(probs)
     return [[self.labels[i] for i in np.argsort(-p) if yes[i]] for yes, p in zip(decisions, probs)]
 
 @patch
@@ -129,9 +131,10 @@ def predict_pack(self:Predictor,
     pack, # A `Pack`
     ids=None, # Ids of the images to predict, in order; by default all
     n:int=None, # Symmetric views of each: 1, 4 or 8; by default as in the run
-    bs:int=32 # Images in a batch
+    bs:int=None # Images in a batch; by default as in the run
 ) -> np.ndarray: # (images, labels)
     "Probabilities of packed images"
+    bs = bs or self.bs
     rows = np.arange(len(pack)) if ids is None else pack.index(ids)
     starts = progress_bar(range(0, len(rows), bs), leave=False)
     return np.concatenate([self.predict_probs(pack.gather(rows[i:i+bs]), n) for i in starts])
@@ -147,7 +150,7 @@ def _folder_probs(self:Predictor, sources, n, bs):
         for i in progress_bar(range(0, len(sources), bs), leave=False):
             prepared = batch.result()
             batch = ahead.submit(opened, i + bs)
-            probs.append(self._ask(prepared, n))
+            probs.append(self.decider.combine(self._ask(prepared, n)))
     return np.concatenate(probs)
 
 @patch
@@ -155,14 +158,14 @@ def predict_folder(self:Predictor,
     images, # Folder of images, in any layout that `find_samples` knows
     out=None, # CSV to write
     n:int=None, # Symmetric views of each image: 1, 4 or 8; by default as in the run
-    bs:int=32 # Images in a batch
+    bs:int=None # Images in a batch; by default as in the run
 ) -> pd.DataFrame: # Id, Labels (names with `;` between, the most probable first), a column of probabilities per label
     "Label all images in a folder; raises `DataError`"
     if any((Path(images)/o).exists() for o in ('model.json', 'ensemble.json')):
         raise DataError(f'{images}: the folder of a run, its pictures are plots; '
                         'give the folder that holds the images')
     samples = find_samples(images)
-    probs = self._folder_probs(list(samples.values()), n, bs)
+    probs = self._folder_probs(list(samples.values()), n, bs or self.bs)
     df = pd.DataFrame(probs.round(4), columns=self.labels)
     df.insert(0, 'Id', list(samples))
     df.insert(1, 'Labels', [';'.join(o) for o in self.decide(probs)])
@@ -175,11 +178,10 @@ class EnsemblePredictor(Predictor):
     "Several trained runs that predict as one: from images to labels"
     def __init__(self,
         members, # A `Predictor` for each run
-        ensemble, # Fitted `Ensemble` that combines their probabilities
-        rule # Rule from probabilities to decisions
+        decider # `EnsembleRule` that combines their probabilities and decides
     ):
-        self.members, self.ensemble, self.rule = list(members), ensemble, rule
-        self.size = max(o.size for o in self.members)
+        self.members, self.decider = list(members), decider
+        self.size, self.bs = max(o.size for o in self.members), min(o.bs for o in self.members)
         self.labels, self.device = self.members[0].labels, self.members[0].device
         for o in self.members:
             if o.labels != self.labels:
@@ -193,8 +195,9 @@ class EnsemblePredictor(Predictor):
         return [o.prepare(img) for o in self.members]
 
     def _ask(self, prepared, n):
-        "Probabilities (images, labels) of prepared images: the ensemble's answer"
-        return self.ensemble.predict([o._ask(list(imgs), n) for o, imgs in zip(self.members, zip(*prepared))])
+        "Probabilities (images, runs, labels) of prepared images: what each run answers"
+        pairs = zip(self.members, zip(*prepared))
+        return np.stack([o.decider.combine(o._ask(list(imgs), n)) for o, imgs in pairs], 1)
 
 # %% ../../nbs/74_runs.predictor.ipynb #fea1f39a
 @patch(cls_method=True)
@@ -203,5 +206,5 @@ def of(cls:EnsemblePredictor,
     device=None # Device to compute on; by default the best there is
 ) -> EnsemblePredictor:
     "Read an ensemble and its runs; raises `DataError`"
-    folders, ensemble, rule = read_ensemble(run)
-    return cls([Predictor.load(o, device) for o in folders], ensemble, rule)
+    folders, decider = read_ensemble(run)
+    return cls([Predictor.load(o, device) for o in folders], decider)

@@ -125,8 +125,10 @@ def _summary(run, interp):
              (scores['macro_f1_in_sample'], 'in sample',
               'macro F1 on the images that the thresholds were fitted to: too optimistic')]
     judges = 'networks' if (run.path/'ensemble.json').exists() else 'a network'
+    further = ', '.join(f'{n:,} images of {source}' for source, n in scores.get('train_only', {}).items())
     return _fill('summary', images=f'{len(run.ids):,}', labels=f'{interp.targs.sum():,}', kinds=len(interp.labels),
                  folds=len(np.unique(run.folds)), judges=judges,
+                 further=_fill('further', images=further) if further else '',
                  cards=[_fill('card', value=f'{value:.3f}', name=name, note=note) for value, name, note in cards],
                  warning=_fill('floor') if scores['macro_f1'] < floor else '')
 

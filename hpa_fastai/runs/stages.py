@@ -79,8 +79,30 @@ class RunJob:
     def held_out(self,
         k:int # Number of a fold
     ) -> pd.Series:
-        "Ids of the images that fold `k` does not learn from"
+        "Ids of the images that fold `k` predicts"
         return self.data.train.Id[self.folds == k]
+
+    def learns_from(self,
+        k:int # Number of a fold
+    ) -> np.ndarray: # (rows of `data.train`,) bool
+        "The training images that fold `k` learns from"
+        return self.data.learnt_rows(self.out/'folds.csv', k) if (self.folds < 0).any() else self.folds != k
+
+# %% ../../nbs/75_runs.stages.ipynb #bba09251
+@patch(as_prop=True)
+def oof_ids(self:RunJob) -> pd.Series:
+    "Ids of the images that are scored"
+    return self.data.train.Id[self.folds >= 0]
+
+@patch(as_prop=True)
+def oof_targs(self:RunJob) -> np.ndarray: # (images, labels)
+    "Label sets of the images that are scored"
+    return self.data.targs[self.folds >= 0]
+
+@patch(as_prop=True)
+def oof_folds(self:RunJob) -> np.ndarray:
+    "Fold of each image that is scored"
+    return self.folds[self.folds >= 0]
 
 # %% ../../nbs/75_runs.stages.ipynb #ffa17af2
 @patch
@@ -107,7 +129,9 @@ def batches(self:RunJob,
     k:int # Number of a fold
 ): # `DataLoaders`
     "Batches of fold `k`, as its recipe describes them"
-    return recipe_dls(self.own_recipe, self.train_pack, self.data.train, self.held_out(k), self.device, self.data.targs)
+    rows = self.learns_from(k) | (self.folds == k)
+    return recipe_dls(self.own_recipe, self.train_pack, self.data.train[rows], self.held_out(k), self.device,
+                      self.data.targs[rows])
 
 def _save_batch(path, dls):
     "Save a picture of a training batch"
@@ -128,8 +152,9 @@ def train(self:RunJob,
     if self.processes.first and not picture.exists(): _save_batch(picture, self.batches(k))
     learn = recipe_learner(self.own_recipe, self.batches(k), weights.parent, 'none' if trained else None)
     with self.timer('train'), self.processes.team.together(learn):
-        if not read_trained(learn): train_fold(learn, recipe, self.data.targs[self.folds != k])
-    save_config(self.out, learn.model.config, recipe.size, *self.train_pack.stats(), views=recipe_views(recipe))
+        if not read_trained(learn): train_fold(learn, recipe, self.data.targs[self.learns_from(k)])
+    save_config(self.out, learn.model.config, recipe.size, *self.train_pack.stats(), views=recipe_views(recipe),
+                bs=recipe.bs)
     return learn
 
 # %% ../../nbs/75_runs.stages.ipynb #17e9a472
@@ -140,7 +165,7 @@ def predict(self:RunJob,
 ):
     "Predict the held-out images of fold `k`, and the test images"
     predictor = Predictor([learn.model], None, self.recipe.size, *self.train_pack.stats(),
-                          device=learn.dls.device, views=recipe_views(self.recipe))
+                          device=learn.dls.device, views=recipe_views(self.recipe), bs=self.recipe.bs)
     todo = dict(oof=(self.train_pack, list(self.held_out(k))), test=(self.test_pack, self.data.test_ids))
     with self.timer('predict'):
         for name, file in self.files(k).items():
@@ -164,7 +189,8 @@ def find_neighbours(self:RunJob,
     "Train the second network of fold `k`, and save each image's nearest neighbour"
     files = self.files(k)
     with self.timer('neighbours'):
-        near = fold_neighbours(self.recipe, self.train_pack, self.data.train, self.held_out(k),
+        rows = self.learns_from(k) | (self.folds == k)
+        near = fold_neighbours(self.recipe, self.train_pack, self.data.train[rows], self.held_out(k),
                                self.out/f'fold{k}/arcface', self.test_pack, self.device)
         for name, table in zip(('near_oof', 'near_test'), near):
             if table is None: table = pd.DataFrame(columns=['Id', 'nearest', 'cosine'])
@@ -177,27 +203,32 @@ def run_fold(self:RunJob,
 ):
     "Train and predict fold `k`, as far as that isn't done"
     if all(o.exists() for o in self.files(k).values()): return
-    n_held = len(self.held_out(k))
-    print(f'fold {k+1} of {self.recipe.folds}: {len(self.folds) - n_held} images to learn from, {n_held} held out',
-          flush=True)
+    print(f'fold {k+1} of {self.recipe.folds}: {self.learns_from(k).sum()} images to learn from, '
+          f'{len(self.held_out(k))} held out', flush=True)
     self.predict(k, self.train(k))
     if self.recipe.neighbours: self.find_neighbours(k)
 
 # %% ../../nbs/75_runs.stages.ipynb #d704ae06
 @patch
-def oof_probs(self:RunJob) -> np.ndarray: # (images, labels), in the order of `data.train`
-    "Write the out-of-fold probabilities of all folds into oof.parquet"
+def oof_probs(self:RunJob) -> np.ndarray: # (images, labels), in the order of `oof_ids`
+    "Read the out-of-fold probabilities of all folds"
     ids, probs = zip(*(read_probs(self.files(k)['oof']) for k in range(self.recipe.folds)))
-    write_probs(self.out/'oof.parquet', np.concatenate(ids), np.concatenate(probs))
-    return read_probs(self.out/'oof.parquet', self.data.train.Id)[1]
+    return np.concatenate(probs)[pd.Index(np.concatenate(ids)).get_indexer(self.oof_ids)]
 
 @patch
-def test_probs(self:RunJob) -> np.ndarray: # (folds, images, labels), in the order of `data.test_ids`
-    "Write the mean probabilities of the test images into test.parquet; return those of each fold"
-    ids = self.data.test_ids
-    each = np.stack([read_probs(self.files(k)['test'], ids)[1] for k in range(self.recipe.folds)])
-    write_probs(self.out/'test.parquet', ids, each.mean(0))
-    return each
+def test_probs(self:RunJob) -> np.ndarray: # (images, folds, labels), in the order of `data.test_ids`
+    "Read the probabilities of the test images, from the network of each fold"
+    files = [self.files(k)['test'] for k in range(self.recipe.folds)]
+    return np.stack([read_probs(o, self.data.test_ids)[1] for o in files], 1)
+
+@patch
+def save_probs(self:RunJob,
+    what:str, # `'oof'` or `'test'`
+    probs # Probabilities (images, labels)
+):
+    "Write probabilities of the scored or the test images at the top of the run's folder"
+    ids = self.oof_ids if what == 'oof' else self.data.test_ids
+    write_probs(self.out/f'{what}.parquet', ids, probs)
 
 # %% ../../nbs/75_runs.stages.ipynb #7d638f62
 @patch
