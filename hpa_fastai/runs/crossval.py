@@ -17,7 +17,6 @@ import pandas as pd
 
 from ..files import whole_file, write_json
 from ..images.kaggle import KaggleFolder, keep_folds, pack_folder, validation_rule
-from ..decide.submission import write_probs
 from ..decide.outcome import check_decisions, decide_run, Outcome, scores_line, submit
 from ..explain.plots import plot_f1, plot_logs
 from .recipes import keep_recipe, Recipe
@@ -33,11 +32,9 @@ def decide_folds(
     outcome = decide_run(job.oof_probs(), data.targs, job.folds, recipe.ensemble, recipe.thresholds,
                          recipe.threshold_args, recipe.seed)
     outcome.decider.save(out)
-    write_probs(out/'oof.parquet', data.train.Id, outcome.probs)
+    job.save_probs(outcome)
     if data.test_ids:
-        each = job.test_probs()
-        write_probs(out/'test.parquet', data.test_ids, outcome.decider.combine(each))
-        decided = job.pass_on('test', data.test_ids, outcome.decider.predict(each))
+        decided = job.pass_on('test', data.test_ids, outcome.decider.predict(job.test_probs()))
         submit(out/'submission.csv', data.test_ids, decided, data.path/'sample_submission.csv')
     outcome.decided = job.pass_on('oof', data.train.Id, outcome.decided)
     write_decisions(out/'oof.csv', data.train.Id, job.folds, data.targs, outcome.decided)
@@ -82,7 +79,7 @@ def cross_validate(
     for k in range(recipe.folds): job.run_fold(k)
     with timer('decide'):
         outcome = decide_folds(job)
-        scores = outcome.scores()
+        scores = job.scores(outcome)
         save_plots(job, outcome, scores)
     write_json(out/'scores.json', {**scores, 'seconds': timer.seconds})
     print(scores_line(scores))

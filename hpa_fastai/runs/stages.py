@@ -26,7 +26,7 @@ from ..models.weights import load_weights
 from ..models.arcface import transfer_labels
 from ..decide.submission import read_probs, write_probs
 from .setup import check_network, recipe_dls, recipe_learner
-from .fold import check_recipe, fold_neighbours, recipe_views, train_fold
+from .fold import check_recipe, dependent_choices, fold_neighbours, recipe_views, train_fold
 from .folder import save_config
 from .predictor import Predictor
 
@@ -178,6 +178,24 @@ def test_probs(self:RunJob) -> np.ndarray: # (images, folds, labels), in the ord
     "Read the probabilities of the test images, from the network of each fold"
     files = [self.files(k)['test'] for k in range(self.recipe.folds)]
     return np.stack([read_probs(o, self.data.test_ids)[1] for o in files], 1)
+
+# %% ../../nbs/75_runs.stages.ipynb #a3475ac3
+@patch
+def save_probs(self:RunJob,
+    outcome # The run's `Outcome`
+):
+    "Write oof.parquet and test.parquet"
+    data, combine = self.data, outcome.decider.combine
+    write_probs(self.out/'oof.parquet', data.train.Id, outcome.probs)
+    if data.test_ids: write_probs(self.out/'test.parquet', data.test_ids, combine(self.test_probs()))
+
+# %% ../../nbs/75_runs.stages.ipynb #f1f30770
+@patch
+def scores(self:RunJob,
+    outcome # The run's `Outcome`
+) -> dict:
+    "Scores of the run, and `chosen_on_held_out`: choices that its held-out images have had a say in"
+    return {**outcome.scores(), 'chosen_on_held_out': dependent_choices(self.recipe)}
 
 # %% ../../nbs/75_runs.stages.ipynb #7d638f62
 @patch
