@@ -203,7 +203,7 @@ def hpa_compare(
 # %% ../nbs/90_cli.ipynb #d0563e1a
 @command('out')
 def hpa_ensemble(
-    runs:_words('Folders of finished runs on the same images'),
+    runs:_words('Folders of finished runs on the same images, in the same folds'),
     out:str=None, # Required. Folder of the combined run
     how:str='mean', # mean, rank, max, vote; or fitted: weighted, climbing, stacking, boosting (needs LightGBM)
     thresholds:str='auto', # As in a recipe
@@ -222,7 +222,7 @@ def hpa_predict(
     images:str=None, # Required. Folder of images, four files for each sample or one
     out:str=None, # Required. CSV to write: Id; Labels, the most probable first; a probability for each label
     tta:int=None, # Symmetric views of each image: 1, 4 or 8; by default as in the run
-    bs:int=32, # Images at a time
+    bs:int=None, # Images at a time; by default as in the run's training
     device:str=None # 'cpu', 'cuda', 'mps'; by default the best there is
 ):
     "Say where the protein sits in each image of a folder"

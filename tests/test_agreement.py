@@ -1,5 +1,5 @@
-"""Whoever decides about an image, decides the same: the run's submission, `Predictor` (which hpa-predict calls), the
-report, and an ensemble of the run with a copy of itself."""
+"""Whoever decides about an image, decides the same: a run's submission, its files, `Predictor` (which hpa-predict
+calls), the report, and an ensemble of the run with a copy of itself."""
 import re, shutil
 from html import unescape
 import numpy as np, pandas as pd, pytest, torch
@@ -30,11 +30,12 @@ def fp32():
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    return simulate_dataset(tmp_path_factory.mktemp('sim')/'data', n=56, n_test=24, size=64, balanced=True, workers=0,
-                            progress=False)
+    out = tmp_path_factory.mktemp('sim')/'data'
+    return simulate_dataset(out, n=56, n_test=24, size=64, balanced=True, workers=0, progress=False)
 
-def toy(folds): return load_recipe('demo').override(size=64, body='test_resnet', model_args={}, bs=10, epochs=1, head='linear',
-                                                    folds=folds, tta=1, thresholds='RatioRule')
+def toy(folds):
+    recipe = load_recipe('demo').override(size=64, body='test_resnet', model_args={}, head='linear', bs=10, epochs=1)
+    return recipe.override(folds=folds, tta=1, thresholds='RatioRule')
 
 @pytest.fixture(scope='module')
 def trained(data, tmp_path_factory):
@@ -70,13 +71,17 @@ def predicted(run, images, ids, **kwargs):
 def test_batches(finished, monkeypatch):
     "As many images at a time as the recipe has in a batch, unless told otherwise"
     asked, ask = [], Predictor._ask
-    monkeypatch.setattr(Predictor, '_ask', lambda self, prepared, n: asked.append(len(prepared)) or ask(self, prepared, n))
+    def counted(self, prepared, n):
+        asked.append(len(prepared))
+        return ask(self, prepared, n)
+    monkeypatch.setattr(Predictor, '_ask', counted)
     for bs in (None, 16): Predictor.load(finished.run, device='cpu').predict_folder(finished.images, bs=bs)
     assert asked == [10, 10, 4, 16, 8]
 
 def reported(page):
     "The shares of test images, in percent, that a report names"
-    table = next(o for o in re.findall('<table>.*?</table>', page.read_text(encoding='utf-8'), re.S) if 'test images' in o)
+    tables = re.findall('<table>.*?</table>', page.read_text(encoding='utf-8'), re.S)
+    table = next(o for o in tables if 'test images' in o)
     rows = [re.findall(r'<td[^>]*>\s*(.*?)\s*</td>', o, re.S) for o in re.findall('<tr>.*?</tr>', table, re.S)[1:]]
     return {unescape(row[0]): row[-1] for row in rows}
 
@@ -87,7 +92,8 @@ def test_networks_differ(finished):
 
 def test_files_of_the_run(finished):
     "thresholds.json, applied to test.parquet"
-    rule, probs = load_rule(finished.run/'thresholds.json'), read_probs(finished.run/'test.parquet', finished.ids)[1]
+    rule = load_rule(finished.run/'thresholds.json')
+    probs = read_probs(finished.run/'test.parquet', finished.ids)[1]
     assert (rule.predict(probs) == finished.submitted).all()
 
 def test_predict(finished):

@@ -275,9 +275,11 @@ def load_ensemble(
     "Read an ensemble; raises `DataError`"
     try: new = Serializable.from_dict(read_json(path))
     except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise DataError(f'{path}: not an ensemble ({type(e).__name__}: {e}); start the command that made the run again') from None
+        raise DataError(f'{path}: not an ensemble ({type(e).__name__}: {e}); '
+                        'start the command that made the run again') from None
     if type(new).__name__ not in ENSEMBLE_KINDS:
-        raise DataError(f'{path}: not an ensemble but {type(new).__name__}; start the command that made the run again')
+        raise DataError(f'{path}: not an ensemble but {type(new).__name__}; '
+                        'start the command that made the run again')
     return new
 
 # %% ../../nbs/56_decide.ensembles.ipynb #f729de97

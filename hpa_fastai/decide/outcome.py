@@ -8,7 +8,7 @@ out-of-fold probabilities from elsewhere and want to treat them in the same way.
 
 # %% auto #0
 __all__ = ['FOLD_ENSEMBLES', 'check_fold_ensemble', 'check_decisions', 'fold_ensemble', 'EnsembleRule', 'Outcome', 'decide_run',
-           'scores_line', 'submit', 'fit_ensemble_rule']
+           'held_out_note', 'scores_line', 'submit', 'fit_ensemble_rule']
 
 # %% ../../nbs/57_decide.outcome.ipynb #f55a9e0f
 from dataclasses import dataclass
@@ -38,8 +38,9 @@ def check_fold_ensemble(
     if how in FOLD_ENSEMBLES: return
     remedy = f'choose {", ".join(FOLD_ENSEMBLES)}'
     if how not in ENSEMBLES | FITTED_ENSEMBLES: raise DataError(f'{where}no ensemble {how!r}; {remedy}')
-    raise DataError(f'{where}the ensemble {how!r} needs out-of-fold probabilities of several networks, but each image '
-                    f'has those of one; {remedy}, or combine finished runs with hpa-ensemble --how {how}')
+    raise DataError(f'{where}the ensemble {how!r} needs out-of-fold probabilities of several networks, '
+                    f'but each image has those of one; {remedy}, '
+                    f'or combine finished runs with hpa-ensemble --how {how}')
 
 # %% ../../nbs/57_decide.outcome.ipynb #995fb84d
 def check_decisions(
@@ -155,13 +156,21 @@ def scores(self:Outcome) -> dict:
                 classes=self.table().round(4).to_dict('records'))
 
 # %% ../../nbs/57_decide.outcome.ipynb #acebfa26
+def held_out_note(
+    scores:dict # The content of scores.json
+) -> str: # Part of a sentence; empty if there is nothing to say
+    "Say what was chosen on the held-out images that the score is about"
+    names = scores.get('chosen_on_held_out')
+    return f', too high because {", ".join(names)} used the held-out images' if names else ''
+
 def scores_line(
-    scores:dict # From `Outcome.scores`
+    scores:dict # The content of scores.json
 ) -> str:
     "One line about a run's scores"
     below = ', BELOW THE FLOOR' if scores['macro_f1'] < scores['macro_f1_floor'] else ''
-    return (f"macro F1 {scores['macro_f1']:.3f} out of sample{below}; {scores['macro_f1_floor']:.3f} is the floor, "
-            f"the best constant answer; mean average precision {scores['mean_ap']:.3f}")
+    return (f"macro F1 {scores['macro_f1']:.3f} out of sample{held_out_note(scores)}{below}; "
+            f"{scores['macro_f1_floor']:.3f} is the floor, the best constant answer; "
+            f"mean average precision {scores['mean_ap']:.3f}")
 
 # %% ../../nbs/57_decide.outcome.ipynb #93f9cf37
 def submit(

@@ -22,7 +22,7 @@ from ..train.intervals import bootstrap
 from ..decide.submission import read_probs, write_probs, write_submission
 from ..decide.rules import cross_decide
 from ..decide.ensembles import cross_predict
-from ..decide.outcome import fit_ensemble_rule, Outcome
+from ..decide.outcome import fit_ensemble_rule, held_out_note, Outcome
 from .folder import RunFolder, write_decisions, write_ensemble_runs
 
 # %% ../../nbs/77_runs.combine.ipynb #2112b5fa
@@ -42,7 +42,18 @@ def _check_same_data(runs):
         if len(rows):
             raise DataError(f'{o.path}: {len(rows)} images have other labels than in {first.path}, '
                             f'e.g. {first.ids[rows[0]]}; {remedy}')
+        _check_same_folds(first, o)
         _check_same_test(first, o, remedy)
+
+# %% ../../nbs/77_runs.combine.ipynb #45e77202
+def _check_same_folds(first, other):
+    "Raise `DataError` unless two runs divide the images in the same way, whatever the numbers of the folds"
+    there, back = {}, {}
+    for i, a, b in zip(first.ids, first.folds, other.folds[_rows(other, first.ids)]):
+        if there.setdefault(a, b) != b or back.setdefault(b, a) != a:
+            raise DataError(f'{other.path}: divides the images into other folds than {first.path}, e.g. {i}; '
+                            'train both with the same validation, folds and seed, '
+                            "or with the first one's folds.csv in the other's folder")
 
 # %% ../../nbs/77_runs.combine.ipynb #55a41d27
 def _check_same_test(first, other, remedy):
@@ -76,6 +87,11 @@ def _gains(runs, decided, level=.95):
                          gain=gain, gain_low=low, gain_high=high))
     return rows
 
+# %% ../../nbs/77_runs.combine.ipynb #e0081fb4
+def _chosen_on_held_out(runs):
+    "What the runs have chosen on their held-out images, with the run's name"
+    return [f'{o.path.name}: {name}' for o in runs for name in o.scores.get('chosen_on_held_out', [])]
+
 # %% ../../nbs/77_runs.combine.ipynb #37f35f2f
 def _write_test(out, runs, decider):
     "Write the test probabilities of the ensemble, and the submission"
@@ -107,9 +123,11 @@ def ensemble_runs(
     write_probs(out/'oof.parquet', ids, oof)
     if opened[0].test: _write_test(out, opened, decider)
     write_decisions(out/'oof.csv', ids, folds, targs, outcome.decided)
-    scores = {**outcome.scores(), 'ensemble': how, 'runs': _gains(opened, outcome.decided)}
+    scores = {**outcome.scores(), 'ensemble': how, 'runs': _gains(opened, outcome.decided),
+              'chosen_on_held_out': _chosen_on_held_out(opened)}
     write_json(out/'scores.json', scores)
     f1 = scores['macro_f1']
     best = max(o['macro_f1'] for o in scores['runs'])
-    print(f'{how} of {len(opened)} runs: macro F1 {f1:.3f} out of sample; the best run alone {best:.3f}')
+    print(f'{how} of {len(opened)} runs: macro F1 {f1:.3f} out of sample{held_out_note(scores)}; '
+          f'the best run alone {best:.3f}')
     return scores

@@ -73,7 +73,7 @@ def compare_runs(
     against:str=None, # Name of the run's folder that the others are compared with; by default the best one
     level:float=.95, # Coverage of the intervals
     n_boot:int=2000 # Number of bootstrap samples
-) -> pd.DataFrame: # As `score_intervals`, with further columns: recipe, body, floor, mean_ap, minutes (of training)
+) -> pd.DataFrame: # As `score_intervals`, and: recipe, body, floor, mean_ap, minutes, chosen_on_held_out
     "Compare finished runs"
     paths = [Path(o) for o in runs]
     names = [o.resolve().name for o in paths]
@@ -87,7 +87,7 @@ def compare_runs(
         recipe, body = _made_by(run.path)
         minutes = round(run.scores.get('seconds', {}).get('train', 0)/60, 1)
         rows.append(dict(recipe=recipe, body=body, floor=run.scores['macro_f1_floor'], mean_ap=run.scores['mean_ap'],
-                         minutes=minutes))
+                         minutes=minutes, chosen_on_held_out=', '.join(run.scores.get('chosen_on_held_out', []))))
     return df.join(pd.DataFrame(rows, df.index))
 
 # %% ../../nbs/78_runs.compare.ipynb #3103983e

@@ -34,11 +34,9 @@ def decide_folds(
     outcome = decide_run(job.oof_probs(), job.oof_targs, job.oof_folds, recipe.ensemble, recipe.thresholds,
                          recipe.threshold_args, recipe.seed)
     outcome.decider.save(out)
-    job.save_probs('oof', outcome.probs)
+    job.save_probs(outcome)
     if data.test_ids:
-        each = job.test_probs()
-        job.save_probs('test', outcome.decider.combine(each))
-        decided = job.pass_on('test', data.test_ids, outcome.decider.predict(each))
+        decided = job.pass_on('test', data.test_ids, outcome.decider.predict(job.test_probs()))
         submit(out/'submission.csv', data.test_ids, decided, data.path/'sample_submission.csv')
     outcome.decided = job.pass_on('oof', job.oof_ids, outcome.decided)
     write_decisions(out/'oof.csv', job.oof_ids, job.oof_folds, job.oof_targs, outcome.decided)
@@ -100,10 +98,9 @@ def finish_run(
     "Decide, score, and write the files at the top of the run's folder"
     with job.timer('decide'):
         outcome = decide_folds(job)
-        scores = outcome.scores()
+        scores = job.scores(outcome)
         save_plots(job, outcome, scores)
-    scores |= dict(train_only=job.data.train_only(), seconds=job.timer.seconds)
-    write_json(job.out/'scores.json', scores)
+    write_json(job.out/'scores.json', {**scores, 'seconds': job.timer.seconds})
     print(scores_line(scores))
 
 # %% ../../nbs/76_runs.crossval.ipynb #5a624122

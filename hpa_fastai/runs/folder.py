@@ -19,7 +19,9 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..labels import DataError, decode_targets, encode_targets, LABELS, read_csv_checked, read_labels
+from hpa_fastai.labels import (
+    DataError, decode_targets, encode_targets, LABELS, read_csv_checked, read_labels, read_submission
+)
 from ..files import read_json, whole_file, write_json
 from ..images.pack import open_pack
 from ..models.factory import rgby_model
@@ -161,6 +163,13 @@ class RunFolder:
         "Ids and probabilities of the test images; None where there are none"
         file = self.path/'test.parquet'
         return read_probs(file) if file.exists() else None
+
+# %% ../../nbs/73_runs.folder.ipynb #0288196b
+@patch(as_prop=True)
+def submitted(self:RunFolder): # Array (images, labels), bool; None without a submission
+    "Decisions about the test images"
+    file = self.path/'submission.csv'
+    return encode_targets(read_submission(file).Predicted).astype(bool) if file.exists() else None
 
 # %% ../../nbs/73_runs.folder.ipynb #66685545
 @patch(as_prop=True)

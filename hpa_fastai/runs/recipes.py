@@ -146,7 +146,7 @@ class Recipe:
     tta:int=8 # Symmetric views of an image to predict: 1, 4 or 8
     tta_crops:int=0 # Crops to predict, each in all views: 1 (centre), 4 (corners) or 5 (both); 0 takes whole images
     tta_reduce:str='mean' # How the views are combined: `'mean'`, `'max'`, or `'logits'` for the mean of the logits
-    ensemble:str='mean' # How the folds' networks are combined, a key of `hpa_fastai.decide.ensembles.ENSEMBLES`
+    ensemble:str='mean' # How the folds' networks are combined: `'mean'`, `'rank'` or `'vote'`
     thresholds:str='auto' # Rule from probabilities to label sets: `'auto'`, or the name of a kind of `Rule`
     threshold_args:dict=field(default_factory=dict) # Arguments of the rule
     neighbours:Neighbours=None # Second network that passes labels on; by default none

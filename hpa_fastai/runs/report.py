@@ -124,13 +124,15 @@ def _summary(run, interp):
              (floor, 'floor', 'macro F1 of the best constant answer: every label for every image'),
              (scores['macro_f1_in_sample'], 'in sample',
               'macro F1 on the images that the thresholds were fitted to: too optimistic')]
+    chosen = scores.get('chosen_on_held_out')
     judges = 'networks' if (run.path/'ensemble.json').exists() else 'a network'
     further = ', '.join(f'{n:,} images of {source}' for source, n in scores.get('train_only', {}).items())
     return _fill('summary', images=f'{len(run.ids):,}', labels=f'{interp.targs.sum():,}', kinds=len(interp.labels),
                  folds=len(np.unique(run.folds)), judges=judges,
                  further=_fill('further', images=further) if further else '',
                  cards=[_fill('card', value=f'{value:.3f}', name=name, note=note) for value, name, note in cards],
-                 warning=_fill('floor') if scores['macro_f1'] < floor else '')
+                 warnings=[_fill('floor') if scores['macro_f1'] < floor else '',
+                           _fill('dependent', names=', '.join(chosen)) if chosen else ''])
 
 # %% ../../nbs/79_runs.report.ipynb #70c5c145
 def _ensemble(scores):
@@ -202,9 +204,9 @@ def _decisions(run, interp):
     df = pd.DataFrame(dict(label=interp.labels, threshold=run.rule.thresholds))
     headings = dict(label='label', threshold='threshold', true='true', predicted='predicted')
     shares = dict(true=interp.targs, predicted=interp.decided)
-    if run.test:
-        shares['test'] = run.rule.predict(run.test[1])
-        headings['test'] = f'predicted in {len(run.test[0]):,} test images'
+    if run.submitted is not None:
+        shares['test'] = run.submitted
+        headings['test'] = f'predicted in {len(run.submitted):,} test images'
     for name, sets in shares.items(): df[name] = [f'{100*v:.1f} %' for v in sets.mean(0)]
     few = interp.probs[:2]
     is_calibrated = run.rule.scores(few).tolist() != few.tolist()

@@ -26,7 +26,7 @@ from ..models.arcface import transfer_labels
 from ..train.processes import Processes
 from ..decide.submission import read_probs, write_probs
 from .setup import check_network, recipe_dls, recipe_learner
-from .fold import check_recipe, fold_neighbours, read_trained, recipe_views, train_fold
+from .fold import check_recipe, dependent_choices, fold_neighbours, read_trained, recipe_views, train_fold
 from .folder import save_config
 from .predictor import Predictor
 
@@ -221,14 +221,24 @@ def test_probs(self:RunJob) -> np.ndarray: # (images, folds, labels), in the ord
     files = [self.files(k)['test'] for k in range(self.recipe.folds)]
     return np.stack([read_probs(o, self.data.test_ids)[1] for o in files], 1)
 
+# %% ../../nbs/75_runs.stages.ipynb #a3475ac3
 @patch
 def save_probs(self:RunJob,
-    what:str, # `'oof'` or `'test'`
-    probs # Probabilities (images, labels)
+    outcome # The run's `Outcome`
 ):
-    "Write probabilities of the scored or the test images at the top of the run's folder"
-    ids = self.oof_ids if what == 'oof' else self.data.test_ids
-    write_probs(self.out/f'{what}.parquet', ids, probs)
+    "Write oof.parquet and test.parquet"
+    data, combine = self.data, outcome.decider.combine
+    write_probs(self.out/'oof.parquet', self.oof_ids, outcome.probs)
+    if data.test_ids: write_probs(self.out/'test.parquet', data.test_ids, combine(self.test_probs()))
+
+# %% ../../nbs/75_runs.stages.ipynb #f1f30770
+@patch
+def scores(self:RunJob,
+    outcome # The run's `Outcome`
+) -> dict:
+    "Scores of the run, choices that its held-out images have had a say in, and images that were only learnt from"
+    return {**outcome.scores(), 'chosen_on_held_out': dependent_choices(self.recipe),
+            'train_only': self.data.train_only()}
 
 # %% ../../nbs/75_runs.stages.ipynb #7d638f62
 @patch
