@@ -26,6 +26,7 @@ from ..labels import DataError, LABELS
 from ..images.samples import composite
 from ..data.block import source_dl
 from ..models.arcface import CosineLayer
+from ..train.learner import best_autocast
 from .gradcam import _evaluating
 
 # %% ../../nbs/63_explain.embeddings.ipynb #c4dabdb7
@@ -55,7 +56,8 @@ def learner_features(
     model = learn.model.to(learn.dls.device)
     dl = source_dl(learn.dls, source, list(ids))
     if hasattr(learn, 'progress'): dl = progress_bar(dl, leave=False)
-    return torch.cat([features(model, x).cpu() for x, in dl]).numpy()
+    with best_autocast(torch.device(learn.dls.device)):
+        return torch.cat([features(model, x).cpu() for x, in dl]).numpy()
 
 # %% ../../nbs/63_explain.embeddings.ipynb #22a02686
 def project_features(

@@ -49,7 +49,7 @@ def arcface_model(
     n_embed:int=512, # Number of features of an embedding
     dropout:float=.5, # Fraction of features dropped before the embedding in training; half of it after pooling
     **kwargs # Passed to `rgby_model`: `weights`, `stem`, …
-): # `nn.Sequential(body, head)`, whose output is cosines
+): # `nn.Sequential(body, head)`, whose output is cosines; `config` holds the arguments that build it again
     "Build a network that tells groups of images apart by the direction of their embeddings"
     model = rgby_model(body, head='linear', **kwargs)
     nf = model[0].num_features
@@ -58,6 +58,7 @@ def arcface_model(
         nn.BatchNorm1d(2*nf), nn.Dropout(dropout/2), nn.Linear(2*nf, nf), nn.ReLU(),
         nn.BatchNorm1d(nf), nn.Dropout(dropout), nn.Linear(nf, n_embed), nn.BatchNorm1d(n_embed),
         CosineLayer(n_embed, n_groups))
+    model.config = dict(n_groups=n_groups, body=body, n_embed=n_embed, dropout=dropout, **kwargs) | dict(weights=None)
     return model
 
 # %% ../../nbs/36_models.arcface.ipynb #65af5c6d

@@ -96,6 +96,7 @@ class Neighbours:
     weights:str='imagenet' # Weights to start from, as in `Recipe`
     epochs:int=20 # Passes over the training images
     lr:float=1e-4 # Learning rate, constant
+    size:int=512 # Side that images are resized to for this network, in pixels; not above the recipe's
     bs:int=32 # Images in a batch
     n_embed:int=512 # Length of an embedding
     column:str='antibody' # Column of train.csv that groups images; without it, images of equal label sets are a group
@@ -247,10 +248,12 @@ def keep_recipe(
     path = Path(path)
     if not begun or not path.exists(): return recipe.save(path)
     was, now = dict(_choices(asdict(Recipe.load(path)))), dict(_choices(asdict(recipe)))
-    differ = [f'{k} was {was.get(k)}, is {now.get(k)}' for k in {**was, **now} if was.get(k) != now.get(k)]
-    if differ:
-        raise DataError(f'{path}: this run was started with other choices ({"; ".join(differ)}); '
+    differ = {k: f'{k} was {was.get(k)}, is {now.get(k)}' for k in {**was, **now} if was.get(k) != now.get(k)}
+    if set(differ) - {'bs', 'neighbours.bs'}:
+        raise DataError(f'{path}: this run was started with other choices ({"; ".join(differ.values())}); '
                         'go on with the same, or give another folder')
+    if differ: print(f'{path}: {"; ".join(differ.values())}; from here on the steps differ', flush=True)
+    recipe.save(path)
 
 # %% ../../nbs/70_runs.recipes.ipynb #37314312
 class RecipeFolder(Mapping):
