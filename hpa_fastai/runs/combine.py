@@ -23,7 +23,7 @@ from ..decide.submission import read_probs, write_probs, write_submission
 from ..decide.rules import cross_decide
 from ..decide.ensembles import cross_predict
 from ..decide.outcome import fit_ensemble_rule, held_out_note, Outcome
-from .folder import RunFolder, write_decisions, write_ensemble_runs
+from .folder import add_near, RunFolder, write_decisions, write_ensemble_runs
 
 # %% ../../nbs/77_runs.combine.ipynb #2112b5fa
 def _rows(run, ids):
@@ -93,12 +93,17 @@ def _chosen_on_held_out(runs):
     return [f'{o.path.name}: {name}' for o in runs for name in o.scores.get('chosen_on_held_out', [])]
 
 # %% ../../nbs/77_runs.combine.ipynb #37f35f2f
+def _passed_on(runs, what, ids, decisions):
+    "Decisions, in which near images have passed their labels on, if any of the runs knows images"
+    near = add_near(o.near(what, ids) for o in runs)
+    return decisions if near is None else near.pass_on(decisions)
+
 def _write_test(out, runs, decider):
     "Write the test probabilities of the ensemble, and the submission"
     ids = runs[0].test[0]
     each = np.stack([read_probs(o.path/'test.parquet', ids)[1] for o in runs], 1)
     write_probs(out/'test.parquet', ids, decider.combine(each))
-    write_submission(out/'submission.csv', ids, decider.predict(each))
+    write_submission(out/'submission.csv', ids, _passed_on(runs, 'test', ids, decider.predict(each)))
 
 # %% ../../nbs/77_runs.combine.ipynb #07305fa0
 def ensemble_runs(
@@ -116,7 +121,8 @@ def ensemble_runs(
     fit = partial(fit_ensemble_rule, how, thresholds, seed=seed)
     decider = fit(probs, targs, folds)
     oof = cross_predict(how, probs.swapaxes(0, 1), targs, folds)
-    outcome = Outcome(decider, cross_decide(fit, probs, targs, folds), decider.predict(probs), oof, targs)
+    decided = _passed_on(opened, 'oof', ids, cross_decide(fit, probs, targs, folds))
+    outcome = Outcome(decider, decided, decider.predict(probs), oof, targs)
 
     write_ensemble_runs(out, how, runs)
     decider.save(out)

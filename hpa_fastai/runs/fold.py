@@ -23,7 +23,7 @@ from ..models.weights import load_weights, save_weights
 from ..train.losses import class_weights, LOSSES
 from ..train.checkpoint import Checkpoint, SaveBest
 from ..train.schedules import AVERAGES, SCHEDULES
-from ..explain.neighbours import arcface_learner, nearest_images
+from ..explain.neighbours import arcface_learner, KnownImages
 from .setup import check_name, check_setup
 
 # %% ../../nbs/72_runs.fold.ipynb #a0b5c1ed
@@ -140,7 +140,7 @@ def _neighbours_learner(recipe, pack, train, held_out, path, device):
     set_seed(recipe.seed, reproducible=True)
     tfms = rgby_augments(**recipe.augment, stats=pack.stats())
     bs = min(o.bs, len(train) - len(held_out))
-    return arcface_learner(pack, train, held_out, path, o.column, o.body, tfms, bs, recipe.seed, device,
+    return arcface_learner(pack, train, held_out, path, o.column, o.body, tfms, bs, o.size, recipe.seed, device,
                            weights=o.weights, n_embed=o.n_embed, stem=recipe.stem)
 
 def fold_neighbours(
@@ -148,18 +148,20 @@ def fold_neighbours(
     pack, # `Pack` of the training images
     train, # Their label list
     held_out, # Ids of the images not to learn from
-    path, # Folder for its log and its state
-    others=None, # `Pack` of further images, e.g. the test set
+    path, # Folder for its log, its state, and the network
     device=None # Device to train on; by default the best there is
-) -> tuple: # For held-out images and for `others` (None without them), a DataFrame each: Id, nearest, cosine
-    "Train a recipe's second network on a fold, and find each image's nearest neighbour; can be resumed"
-    state = Path(path)/'fit.pt'
-    learn = _neighbours_learner(recipe, pack, train, held_out, Path(path), device)
-    learn.fit(recipe.neighbours.epochs, recipe.neighbours.lr, cbs=Checkpoint(state))
-    near = nearest_images(learn, pack, held_out)
-    near_others = None if others is None else nearest_images(learn, pack, others.ids, others)
-    state.unlink()
-    return near, near_others
+) -> KnownImages:
+    "Train a recipe's second network on a fold, or read it if it is there; can be resumed"
+    path, o = Path(path), recipe.neighbours
+    if (path/'known.json').exists(): return KnownImages.load(path, device)
+    learn = _neighbours_learner(recipe, pack, train, held_out, path, device)
+    learn.fit(o.epochs, o.lr, cbs=Checkpoint(path/'fit.pt'))
+    labels, size = train[~train.Id.isin(set(held_out))][['Id', 'Target']], min(o.size, recipe.size)
+    known = KnownImages(learn.model, labels, size, *pack.stats(), o.threshold, o.exclude, learn.dls.device)
+    known.features = known.embed_pack(pack, labels.Id, o.bs)
+    known.save(path)
+    (path/'fit.pt').unlink()
+    return KnownImages.load(path, device)   # with its embeddings as every later reader has them
 
 # %% ../../nbs/72_runs.fold.ipynb #648b3a07
 def recipe_views(

@@ -8,11 +8,12 @@ and decisions. Interpretation, reports and ensembles with other runs all start f
 
 # %% auto #0
 __all__ = ['write_decisions', 'save_config', 'read_config', 'read_networks', 'write_ensemble_runs', 'ensemble_run_folders',
-           'read_ensemble', 'RunFolder', 'override_labels']
+           'read_ensemble', 'RunFolder', 'add_near', 'override_labels']
 
 # %% ../../nbs/73_runs.folder.ipynb #cadaf09d
 import os
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import add
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,8 @@ from ..files import read_json, whole_file, write_json
 from ..images.pack import open_pack
 from ..models.factory import rgby_model
 from ..decide.submission import read_probs
-from ..decide.rules import load_rule
 from ..decide.outcome import EnsembleRule
+from ..explain.neighbours import KnownImages, Near, read_near
 from ..explain.interpret import RGBYInterpretation
 
 # %% ../../nbs/73_runs.folder.ipynb #f2c0e299
@@ -69,16 +70,25 @@ def read_config(
     return config
 
 # %% ../../nbs/73_runs.folder.ipynb #297f8826
+def _fold_files(run, name):
+    "The files of that name in the folds of a run, in the order of the folds"
+    return sorted(run.glob(f'fold*/{name}'), key=lambda o: int(o.relative_to(run).parts[0][4:]))
+
 def read_networks(
-    run # Folder of a finished run
-) -> tuple: # What `save_config` wrote, the networks in the order of the folds, the `EnsembleRule`
+    run, # Folder of a finished run
+    device=None # Device for networks that find neighbours; by default the best there is
+) -> tuple: # What `save_config` wrote, the networks in the order of the folds, `EnsembleRule`, list of `KnownImages`
     "Read what a run needs to predict; raises `DataError`"
     run, config = Path(run), read_config(run)
-    files = sorted(run.glob('fold*/model.safetensors'), key=lambda o: int(o.parent.name[4:]))
+    files = _fold_files(run, 'model.safetensors')
     if not files or not (run/'thresholds.json').exists():
         raise DataError(f'{run}: the run is not finished; start the same hpa-train again, it goes on')
     models = [rgby_model(**{**config['model'], 'weights': o}) for o in files]
-    return config, models, EnsembleRule.load(run)
+    known = [KnownImages.load(o.parent, device) for o in _fold_files(run, 'arcface/known.json')]
+    if len(known) not in (0, len(models)):
+        raise DataError(f'{run}: {len(models)} folds, but {len(known)} of them have known images (arcface/known.json); '
+                        'copy the whole folder')
+    return config, models, EnsembleRule.load(run), known
 
 # %% ../../nbs/73_runs.folder.ipynb #3bdb76bf
 def _relative(path, start):
@@ -151,7 +161,7 @@ class RunFolder:
     @cached_property
     def rule(self):
         "The rule from probabilities to decisions, fitted on all folds"
-        return load_rule(self.path/'thresholds.json')
+        return EnsembleRule.load(self.path).rule
 
     @cached_property
     def scores(self) -> dict:
@@ -176,6 +186,26 @@ def submitted(self:RunFolder): # Array (images, labels), bool; None without a su
 def members(self:RunFolder) -> list:
     "Folders of the combined runs that still exist"
     return [o for o in _members(self.path) if o.is_dir()]
+
+# %% ../../nbs/73_runs.folder.ipynb #77ba09aa
+def add_near(
+    found # Each a `Near`, or None
+) -> Near: # None if there is none
+    "Put together what several networks found"
+    found = [o for o in found if o is not None]
+    return reduce(add, found) if found else None
+
+@patch
+def near(self:RunFolder,
+    what:str, # `'oof'` or `'test'`
+    ids # Ids of the images, in order
+) -> Near: # By the networks of all folds and runs; None without such networks
+    "The nearest known images, and the rules by which they pass labels on"
+    found = [RunFolder(o).near(what, ids) for o in self.members]
+    for file in _fold_files(self.path, f'near_{what}.csv'):
+        config = read_json(file.parent/'arcface/known.json')
+        found.append(read_near(file, ids, config['threshold'], config['exclude']))
+    return add_near(found)
 
 # %% ../../nbs/73_runs.folder.ipynb #728e9393
 def _pack_folders(run):

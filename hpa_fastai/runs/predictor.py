@@ -21,10 +21,10 @@ from ..labels import DataError, LABELS
 from ..files import whole_file
 from ..images.samples import find_samples, open_rgby, resize_rgby, TensorRGBY
 from ..data.normalize import StainNormalize
-from ..train.learner import best_precision
+from ..train.learner import best_autocast
 from ..decide.tta import DihedralTTA
 from ..decide.outcome import EnsembleRule
-from .folder import read_ensemble, read_networks
+from .folder import add_near, read_ensemble, read_networks
 
 # %% ../../nbs/74_runs.predictor.ipynb #40bfb1a1
 class Predictor:
@@ -39,15 +39,15 @@ class Predictor:
         device=None, # Device to compute on; by default the best there is
         views:dict=None, # Views each network predicts on, arguments of `DihedralTTA`; by default eight symmetries
         ensemble=None, # Fitted `Ensemble` that combines the networks; by default their mean
-        bs:int=32 # Images in a batch
+        bs:int=32, # Images in a batch
+        known=() # `KnownImages` that pass their labels on, one for each fold
     ):
         self.device = torch.device(device or default_device())
         self.models = [m.to(self.device, memory_format=torch.channels_last).eval() for m in models]
         self.decider, self.bs = EnsembleRule(ensemble, rule), bs
         self.size, self.labels, self.views = size, list(labels), views or {}
         self.normalise = StainNormalize((mean, std))
-        dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(best_precision(self.device))
-        self.autocast = torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+        self.known = list(known)
 
 # %% ../../nbs/74_runs.predictor.ipynb #1e142ca4
 @patch(cls_method=True)
@@ -58,9 +58,9 @@ def load(cls:Predictor,
     "Read a trained run; raises `DataError`"
     run = Path(run)
     if (run/'ensemble.json').exists(): return EnsemblePredictor.of(run, device)
-    config, models, decider = read_networks(run)
+    config, models, decider, known = read_networks(run, device)
     return cls(models, decider.rule, config['size'], config['mean'], config['std'], config['labels'], device,
-               config.get('views'), decider.ensemble, config.get('bs', 32))
+               config.get('views'), decider.ensemble, config.get('bs', 32), known)
 
 # %% ../../nbs/74_runs.predictor.ipynb #87ebfcde
 @patch
@@ -84,7 +84,7 @@ def _ask(self:Predictor, prepared, n):
     views = self.views | ({'n': n} if n else {})
     with torch.inference_mode():
         x = self._normalise(prepared)
-        with self.autocast: probs = torch.stack([DihedralTTA(m, **views)(x) for m in self.models], 1)
+        with best_autocast(self.device): probs = torch.stack([DihedralTTA(m, **views)(x) for m in self.models], 1)
         return probs.cpu().numpy()
 
 # %% ../../nbs/74_runs.predictor.ipynb #b8ef018d
@@ -96,25 +96,38 @@ def _described(o):
 def _is_image(o): return isinstance(o, np.ndarray) and o.ndim == 3 and o.shape[2] == 4 and o.dtype == np.uint8
 
 @patch
-def predict_probs(self:Predictor,
-    imgs, # List of images (height, width, 4) uint8, of any sizes; they are one batch
-    n:int=None # Symmetric views of each: 1, 4 or 8; by default as in the run
-) -> np.ndarray: # (images, labels)
-    "Probabilities of a batch of images; raises `DataError`"
+def _prepared(self:Predictor, imgs):
+    "Images as the networks take them; raises `DataError`"
     if not isinstance(imgs, (list, tuple, np.ndarray)): imgs = [imgs]
     wrong = [o for o in imgs if not _is_image(o)]
     if wrong or not len(imgs):
         raise DataError(f'{_described(wrong[0]) if wrong else "no image"} to predict; '
                         'give a list of arrays (height, width, 4) uint8, such as [open_rgby(path)]')
-    return self.decider.combine(self._ask([self.prepare(o) for o in imgs], n))
+    return [self.prepare(o) for o in imgs]
+
+@patch
+def predict_probs(self:Predictor,
+    imgs, # List of images (height, width, 4) uint8, of any sizes; they are one batch
+    n:int=None # Symmetric views of each: 1, 4 or 8; by default as in the run
+) -> np.ndarray: # (images, labels)
+    "Probabilities of a batch of images; raises `DataError`"
+    return self.decider.combine(self._ask(self._prepared(imgs), n))
+
+# %% ../../nbs/74_runs.predictor.ipynb #3e85b626
+@patch
+def _near(self:Predictor, prepared):
+    "The nearest known images of prepared images; None if the run knows none"
+    return add_near([o.near(o.embed(prepared)) for o in self.known])
 
 # %% ../../nbs/74_runs.predictor.ipynb #e94c1e87
 @patch
 def decide(self:Predictor,
-    probs # Probabilities (images, labels), from `predict_probs`
+    probs, # Probabilities (images, labels), from `predict_probs`
+    near=None # Their nearest known images, a `Near`
 ) -> list: # For each image the names of its labels, the most probable first
     "Label sets from probabilities"
     decisions = self.decider.rule.predict(probs)
+    if near is not None: decisions = near.pass_on(decisions)
     return [[self.labels[i] for i in np.argsort(-p) if yes[i]] for yes, p in zip(decisions, probs)]
 
 @patch
@@ -123,7 +136,8 @@ def predict(self:Predictor,
     n:int=None # Symmetric views of each: 1, 4 or 8; by default as in the run
 ) -> list: # For each image the names of its labels, the most probable first
     "Label sets of a batch of images; raises `DataError`"
-    return self.decide(self.predict_probs(imgs, n))
+    prepared = self._prepared(imgs)
+    return self.decide(self.decider.combine(self._ask(prepared, n)), self._near(prepared))
 
 # %% ../../nbs/74_runs.predictor.ipynb #c5460874
 @patch
@@ -141,18 +155,29 @@ def predict_pack(self:Predictor,
 
 # %% ../../nbs/74_runs.predictor.ipynb #0f16c2db
 @patch
-def _folder_probs(self:Predictor, sources, n, bs):
-    "Probabilities (images, labels) of image files"
+def _batches(self:Predictor, sources, n, bs):
+    "Probabilities (images, labels) and nearest known images of image files, batch by batch"
     def opened(i): return [self.prepare(open_rgby(o)) for o in sources[i:i+bs]]
-    probs = []
     with ThreadPoolExecutor(1) as ahead:
         batch = ahead.submit(opened, 0)
         for i in progress_bar(range(0, len(sources), bs), leave=False):
             prepared = batch.result()
             batch = ahead.submit(opened, i + bs)
-            probs.append(self.decider.combine(self._ask(prepared, n)))
-    return np.concatenate(probs)
+            yield self.decider.combine(self._ask(prepared, n)), self._near(prepared)
 
+@patch
+def _table(self:Predictor, ids, sources, n, bs):
+    "What `predict_folder` returns"
+    probs, labels, nearest = [], [], []
+    for p, near in self._batches(sources, n, bs):
+        probs.append(p)
+        labels += [';'.join(o) for o in self.decide(p, near)]
+        if near is not None: nearest += zip(*near.closest)
+    df = pd.DataFrame(dict(Id=ids, Labels=labels))
+    if nearest: df[['Nearest', 'Cosine']] = nearest
+    return pd.concat([df, pd.DataFrame(np.concatenate(probs).round(4), columns=self.labels)], axis=1)
+
+# %% ../../nbs/74_runs.predictor.ipynb #1baeac7f
 @patch
 def predict_folder(self:Predictor,
     images, # Folder of images, in any layout that `find_samples` knows
@@ -165,10 +190,7 @@ def predict_folder(self:Predictor,
         raise DataError(f'{images}: the folder of a run, its pictures are plots; '
                         'give the folder that holds the images')
     samples = find_samples(images)
-    probs = self._folder_probs(list(samples.values()), n, bs or self.bs)
-    df = pd.DataFrame(probs.round(4), columns=self.labels)
-    df.insert(0, 'Id', list(samples))
-    df.insert(1, 'Labels', [';'.join(o) for o in self.decide(probs)])
+    df = self._table(list(samples), list(samples.values()), n, bs or self.bs)
     if out is not None:
         with whole_file(out) as tmp: df.to_csv(tmp, index=False)
     return df
@@ -198,6 +220,10 @@ class EnsemblePredictor(Predictor):
         "Probabilities (images, runs, labels) of prepared images: what each run answers"
         pairs = zip(self.members, zip(*prepared))
         return np.stack([o.decider.combine(o._ask(list(imgs), n)) for o, imgs in pairs], 1)
+
+    def _near(self, prepared):
+        "The nearest images that any of the runs knows"
+        return add_near([o._near(list(imgs)) for o, imgs in zip(self.members, zip(*prepared))])
 
 # %% ../../nbs/74_runs.predictor.ipynb #fea1f39a
 @patch(cls_method=True)

@@ -127,9 +127,12 @@ def _summary(run, interp):
     chosen = scores.get('chosen_on_held_out')
     judges = 'networks' if (run.path/'ensemble.json').exists() else 'a network'
     further = ', '.join(f'{n:,} images of {source}' for source, n in scores.get('train_only', {}).items())
+    near = run.near('oof', run.ids)
+    taken = near.taken.sum() if near is not None else 0
     return _fill('summary', images=f'{len(run.ids):,}', labels=f'{interp.targs.sum():,}', kinds=len(interp.labels),
                  folds=len(np.unique(run.folds)), judges=judges,
                  further=_fill('further', images=further) if further else '',
+                 neighbours=_fill('neighbours', taken=f'{taken:,}') if near is not None else '',
                  cards=[_fill('card', value=f'{value:.3f}', name=name, note=note) for value, name, note in cards],
                  warnings=[_fill('floor') if scores['macro_f1'] < floor else '',
                            _fill('dependent', names=', '.join(chosen)) if chosen else ''])

@@ -48,7 +48,9 @@ def check_setup(
 def check_network(
     recipe # A `Recipe`
 ):
-    "Check that a recipe's network can be built; raises `DataError`"
+    "Check that a recipe's network can be built, and its second one if it has neighbours; raises `DataError`"
+    second = recipe.neighbours
+    if second: rgby_model(second.body, stem=recipe.stem, head='linear', weights=second.weights)
     rgby_model(recipe.body, stem=recipe.stem, head=recipe.head, weights=recipe.weights, stains=recipe.stains or None,
                **recipe.model_args)
 

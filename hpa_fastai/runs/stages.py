@@ -22,12 +22,12 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..files import read_json, whole_file, write_json
-from ..models.arcface import transfer_labels
 from ..train.processes import Processes
 from ..decide.submission import read_probs, write_probs
+from ..explain.neighbours import read_near, write_near
 from .setup import check_network, recipe_dls, recipe_learner
 from .fold import check_recipe, dependent_choices, fold_neighbours, read_trained, recipe_views, train_fold
-from .folder import save_config
+from .folder import add_near, save_config
 from .predictor import Predictor
 
 # %% ../../nbs/75_runs.stages.ipynb #ed257c06
@@ -113,7 +113,7 @@ def files(self:RunJob,
     fold = self.out/f'fold{k}'
     files = dict(oof=fold/'oof.parquet')
     if self.data.test_ids: files['test'] = fold/'test.parquet'
-    if self.recipe.neighbours: files |= dict(near_oof=fold/'near_oof.csv', near_test=fold/'near_test.csv')
+    if self.recipe.neighbours: files |= {f'near_{o}': fold/f'near_{o}.csv' for o in list(files)}
     return files
 
 # %% ../../nbs/75_runs.stages.ipynb #eeafc49f
@@ -187,14 +187,16 @@ def find_neighbours(self:RunJob,
     k:int # Number of a fold
 ):
     "Train the second network of fold `k`, and save each image's nearest neighbour"
-    files = self.files(k)
-    with self.timer('neighbours'):
-        rows = self.learns_from(k) | (self.folds == k)
-        near = fold_neighbours(self.recipe, self.train_pack, self.data.train[rows], self.held_out(k),
-                               self.out/f'fold{k}/arcface', self.test_pack, self.device)
-        for name, table in zip(('near_oof', 'near_test'), near):
-            if table is None: table = pd.DataFrame(columns=['Id', 'nearest', 'cosine'])
-            with whole_file(files[name]) as tmp: table.to_csv(tmp, index=False)
+    files, held_out, rows = self.files(k), self.held_out(k), self.learns_from(k) | (self.folds == k)
+    team, bs = self.processes.team, self.recipe.neighbours.bs
+    with self.timer('neighbours'), Processes(self.processes.rank, self.processes.n).apart():
+        if team.first:
+            known = fold_neighbours(self.recipe, self.train_pack, self.data.train[rows], held_out,
+                                    self.out/f'fold{k}/arcface', self.device)
+            todo = dict(near_oof=(self.train_pack, held_out), near_test=(self.test_pack, self.data.test_ids))
+            for name, (pack, ids) in todo.items():
+                if name in files: write_near(files[name], ids, known.near(known.embed_pack(pack, ids, bs)))
+    team.gather(None)
 
 # %% ../../nbs/75_runs.stages.ipynb #b1ca5da1
 @patch
@@ -248,10 +250,7 @@ def pass_on(self:RunJob,
     decisions # Decisions (images, labels), bool
 ) -> np.ndarray: # Decisions (images, labels), bool
     "Replace decisions by the labels of near neighbours, where the recipe asks for it"
-    options = self.recipe.neighbours
-    if not options: return decisions
-    near = pd.concat([pd.read_csv(self.files(k)[f'near_{what}'], dtype=dict(Id=str, nearest=str))
-                      for k in range(self.recipe.folds)])
-    near = near.sort_values('cosine', kind='stable').drop_duplicates('Id', keep='last').set_index('Id').loc[list(ids)]
-    labels = self.data.targs[pd.Index(self.data.train.Id).get_indexer(near.nearest)]
-    return transfer_labels(decisions, labels, near.cosine, options.threshold, options.exclude)[0]
+    o = self.recipe.neighbours
+    if not o: return decisions
+    files = [self.files(k)[f'near_{what}'] for k in range(self.recipe.folds)]
+    return add_near(read_near(file, ids, o.threshold, o.exclude) for file in files).pass_on(decisions)
