@@ -18,7 +18,7 @@ import numpy as np
 
 from ..labels import CHANNELS, DataError
 from ..workers import map_threads
-from ..images.samples import TensorRGBY
+from ..images.samples import resize_rgby, TensorRGBY
 from .buffers import BufferPool, to_channels_last, to_device_async
 from .symmetries import SeededTransform
 
@@ -129,3 +129,15 @@ def _to_look_at(self:StainNormalize, x):
     if self.stats == 'image': x = (x - x.amin((-1, -2), keepdim=True))*.15
     else: x = x*torch.from_numpy(self.std).view(-1, 1, 1) + torch.from_numpy(self.mean).view(-1, 1, 1)
     return x.clip(0, 1)
+
+# %% ../../nbs/22_data.normalize.ipynb #e4da5dfe
+@patch
+def batch_of(self:StainNormalize,
+    imgs, # Images (height, width, 4) uint8, all of one size
+    device, # Device of the batch, a `torch.device`
+    size:int=None # Side to which larger images are resized, in pixels
+) -> Tensor: # (images, 4, height, width)
+    "Make a normalised batch of images, as in validation"
+    if size: imgs = [o if len(o) <= size else resize_rgby(o, size) for o in imgs]
+    x = torch.from_numpy(np.stack(imgs)).to(device).permute(0, 3, 1, 2)
+    return self(TensorRGBY(x), split_idx=1).as_subclass(Tensor)

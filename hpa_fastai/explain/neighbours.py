@@ -24,7 +24,6 @@ from fastai.vision.all import (
 
 from ..labels import DataError, decode_targets, encode_targets, read_labels
 from ..files import read_json, whole_file, write_json
-from ..images.samples import resize_rgby, TensorRGBY
 from ..data.normalize import StainNormalize
 from ..data.block import RGBYBlock
 from ..models.weights import load_weights, save_weights
@@ -120,9 +119,7 @@ def embed(self:KnownImages,
     imgs # Images (height, width, 4) uint8, all of one size
 ) -> np.ndarray: # (images, features) float32, each of length 1
     "Embed a batch of images"
-    imgs = np.stack([o if len(o) <= self.size else resize_rgby(o, self.size) for o in imgs])
-    x = torch.from_numpy(imgs).to(self.device).permute(0, 3, 1, 2)
-    x = self.normalise(TensorRGBY(x), split_idx=1).as_subclass(torch.Tensor)
+    x = self.normalise.batch_of(imgs, self.device, self.size)
     with best_autocast(self.device): return features(self.model, x).cpu().numpy()
 
 @patch

@@ -19,7 +19,7 @@ from fastai.vision.all import default_device, patch, progress_bar, torch
 
 from ..labels import DataError, LABELS
 from ..files import whole_file
-from ..images.samples import find_samples, open_rgby, resize_rgby, TensorRGBY
+from ..images.samples import find_samples, open_rgby, resize_rgby
 from ..data.normalize import StainNormalize
 from ..train.learner import best_autocast
 from ..decide.tta import DihedralTTA
@@ -70,20 +70,13 @@ def prepare(self:Predictor,
     "Resize an image as it was for training"
     return resize_rgby(img, self.size)
 
-# %% ../../nbs/74_runs.predictor.ipynb #f95ce6ad
-@patch
-def _normalise(self:Predictor, prepared):
-    "Prepared images as one normalised batch on the device"
-    x = torch.from_numpy(np.stack(prepared)).to(self.device).permute(0, 3, 1, 2)
-    return self.normalise(TensorRGBY(x), split_idx=1).as_subclass(torch.Tensor)
-
 # %% ../../nbs/74_runs.predictor.ipynb #9418cc24
 @patch
 def _ask(self:Predictor, prepared, n):
     "Probabilities (images, networks, labels) of prepared images: the mean over views"
     views = self.views | ({'n': n} if n else {})
     with torch.inference_mode():
-        x = self._normalise(prepared)
+        x = self.normalise.batch_of(prepared, self.device)
         with best_autocast(self.device): probs = torch.stack([DihedralTTA(m, **views)(x) for m in self.models], 1)
         return probs.cpu().numpy()
 
