@@ -28,7 +28,7 @@ setup(
     packages=find_packages(include=['hpa_fastai', 'hpa_fastai.*']),
     package_data={'hpa_fastai': ['assets/*', 'assets/recipes/*']},
     install_requires=cfg['requirements'].split(),
-    extras_require={o: cfg[f'{o}_requirements'].split() for o in ('dev', 'stacking')},
+    extras_require={o: cfg[f'{o}_requirements'].split() for o in ('dev', 'stacking', 'distributed')},
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['name']}={cfg['name']}._modidx:d"],

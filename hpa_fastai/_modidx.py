@@ -1911,6 +1911,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'hpa_fastai/train/processes.py'),
                                             'hpa_fastai.train.processes.Processes.together': ( 'train.processes.html#processes.together',
                                                                                                'hpa_fastai/train/processes.py'),
+                                            'hpa_fastai.train.processes._check_accelerate': ( 'train.processes.html#_check_accelerate',
+                                                                                              'hpa_fastai/train/processes.py'),
                                             'hpa_fastai.train.processes._take_gpu': ( 'train.processes.html#_take_gpu',
                                                                                       'hpa_fastai/train/processes.py'),
                                             'hpa_fastai.train.processes.join_processes': ( 'train.processes.html#join_processes',

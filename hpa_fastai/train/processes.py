@@ -16,6 +16,7 @@ import atexit, os, sys
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,11 @@ def _take_gpu(device):
                         'start as many processes as there are GPUs')
     torch.cuda.set_device(local)
 
+def _check_accelerate():
+    "Raise `DataError` if Accelerate is missing, which fastai needs to train one network in several processes"
+    if not find_spec('accelerate'):
+        raise DataError("to train one network in several processes, pip install 'hpa_fastai[distributed]'")
+
 def join_processes(
     device=None, # `'cpu'` for processes without GPUs; by default each takes the GPU of its own number
     distribute:str='folds' # What they share: the `'folds'` of a run, or the `'data'` of each fold
@@ -62,6 +68,7 @@ def join_processes(
     "Connect this process with those that were started together with it; raises `DataError`"
     if distribute not in ('folds', 'data'):
         raise DataError(f"distribute is {distribute!r}; choose 'folds', or 'data' to train each fold on all GPUs")
+    if distribute == 'data': _check_accelerate()
     if num_distrib() < 2: return Processes()
     _take_gpu(device)
     if not torch.distributed.is_initialized():
