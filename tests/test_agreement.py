@@ -11,7 +11,7 @@ from hpa_fastai.models.weights import read_weights
 from hpa_fastai.decide.submission import read_probs
 from hpa_fastai.decide.rules import load_rule
 from hpa_fastai.runs.recipes import load_recipe
-from hpa_fastai.runs import predictor
+from hpa_fastai.train import learner
 from hpa_fastai.runs.predictor import Predictor
 from hpa_fastai.runs.crossval import cross_validate
 from hpa_fastai.runs.combine import ensemble_runs
@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 def fp32():
     "With 16 bits, an image's probabilities depend a little on how many images are in its batch"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predictor, 'best_precision', lambda device: 'fp32')
+        patch.setattr(learner, 'best_precision', lambda device: 'fp32')
         yield
 
 @pytest.fixture(scope='module')
