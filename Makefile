@@ -25,7 +25,7 @@ demo: $(READY)
 test: export OMP_NUM_THREADS := 1
 test: $(READY)
 	$(BIN)/nbdev-test --n-workers 2 --timing
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile
 
 docs: $(READY) readme
 	$(BIN)/nbdev-proc-nbs
