@@ -104,7 +104,11 @@ def _read_text_columns(path, columns):
 
 # %% ../nbs/00_labels.ipynb #7e08d22b
 def _check_ids(path, ids):
-    "Refuse a list in which an Id is missing or repeated"
+    "Refuse a list in which an Id is missing, repeated, or no name for a file"
+    unsafe = np.flatnonzero(~ids.str.fullmatch(r'[^/\\\x00-\x1f]*') | ids.isin(['.', '..']))
+    if len(unsafe):
+        raise DataError(f'{path}: line {unsafe[0]+2}: the {ids.name} {ids[unsafe[0]]!r} is not the name of a file; '
+                        'use letters, digits, - and _')
     empty = np.flatnonzero(ids.str.strip() == '')
     if len(empty): raise DataError(f'{path}: line {empty[0]+2} has no {ids.name}; give one or delete the line')
     repeated = np.flatnonzero(ids.duplicated())

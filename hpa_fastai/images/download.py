@@ -37,7 +37,7 @@ from .. import __version__
 
 from ..labels import CHANNELS, DataError, read_labels
 from ..files import read_json, whole_file, write_json
-from .samples import open_channel, resize_rgby
+from .samples import FORMATS, open_channel, resize_rgby
 
 # %% ../../nbs/15_images.download.ipynb #ff222f62
 HPA_IMAGES = 'http://v18.proteinatlas.org/images'
@@ -57,7 +57,7 @@ def image_url(
 def _why_not_whole(data):
     "Say why the content of a reply is not a whole image; None if it is one"
     try:
-        with Image.open(BytesIO(data)) as im: im.load()
+        with Image.open(BytesIO(data), formats=FORMATS) as im: im.load()
     except Exception as e:
         return f'not a whole image ({" ".join(str(e).split())[:80] or type(e).__name__})'
 
@@ -244,14 +244,16 @@ def download_list(
 # %% ../../nbs/15_images.download.ipynb #94a7d7da
 def _unpack(archive, folder):
     "Unpack what is not there yet from an archive and those in it, and delete it"
+    inner = []
     try:
         with zipfile.ZipFile(archive) as z:
             for o in z.infolist():
-                path = folder/o.filename
-                if not path.exists() or path.stat().st_size != o.file_size: z.extract(o, folder)
+                to = archive.parent if o.filename.endswith('.zip') else folder
+                if to != folder: inner.append(o.filename)
+                path = to/o.filename
+                if not path.exists() or path.stat().st_size != o.file_size: z.extract(o, to)
     except zipfile.BadZipFile as e: raise DataError(f'{archive}: damaged ({e}); delete it and run again') from None
-    for o in sorted(folder.glob('*.zip')):
-        if o != archive: _unpack(o, folder/o.stem)
+    for o in inner: _unpack(archive.parent/o, folder/Path(o).stem)
     archive.unlink()
 
 # %% ../../nbs/15_images.download.ipynb #ecaca121
@@ -273,12 +275,14 @@ def kaggle_files(
 ) -> Path: # The folder, with train.csv, train/, test/ and sample_submission.csv
     "Get a competition's files through Kaggle's client; resumes where an earlier run stopped"
     folder = Path(folder)
-    archive, labels = folder/f'{competition}.zip', folder/'train.csv'
+    fetched, labels = folder/'.kaggle', folder/'train.csv'   # archives of your own beside it are not touched
+    archive = fetched/f'{competition}.zip'
     if archive.exists() or not labels.exists():
-        if not (_run_client(folder, competition) and archive.exists()):
+        if not (_run_client(fetched, competition) and archive.exists()):
             raise DataError("Kaggle's client failed, for the reason it gave above; it needs the rules accepted on "
                             f'kaggle.com/c/{competition}/rules and {_token}')
         _unpack(archive, folder)
+        fetched.rmdir()
     if not labels.exists():
         raise DataError(f'{folder}: what came from Kaggle holds no train.csv; '
                         f'is {competition} the right competition?')

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..labels import read_labels
+from ..labels import DataError, read_labels
 from ..files import whole_file
 from .samples import find_samples, open_rgby
 from .splits import hpa_groups, yes_rows
@@ -117,8 +117,10 @@ def merge_folders(
     distance:int=NEAR_DUPLICATE_BITS, # Number of differing bits, of 192, up to which two images are near-duplicates
     progress:bool=True # Show a progress bar?
 ) -> Merged: # Labels and samples together, and what was left out
-    "Merge data sets without duplicates"
+    "Merge data sets without duplicates; raises `DataError`"
     folders = [Path(o) for o in folders]
+    if out is not None and Path(out).resolve() in [o.resolve() for o in folders]:
+        raise DataError(f'{out}: is one of the folders to merge; give another one to write to')
     samples, hashes, parts = {}, np.empty((0, 24), np.uint8), []
     for folder in folders:
         part = _new_images(folder, samples, hashes, distance, progress)
