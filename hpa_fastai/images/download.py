@@ -244,12 +244,11 @@ def download_list(
 # %% ../../nbs/15_images.download.ipynb #94a7d7da
 def _unpack(archive, folder):
     "Unpack what is not there yet from an archive and those in it, and delete it"
-    inner = []
     try:
         with zipfile.ZipFile(archive) as z:
+            inner = [o for o in z.namelist() if o.endswith('.zip')]
             for o in z.infolist():
-                to = archive.parent if o.filename.endswith('.zip') else folder
-                if to != folder: inner.append(o.filename)
+                to = archive.parent if o.filename in inner else folder
                 path = to/o.filename
                 if not path.exists() or path.stat().st_size != o.file_size: z.extract(o, to)
     except zipfile.BadZipFile as e: raise DataError(f'{archive}: damaged ({e}); delete it and run again') from None
