@@ -77,7 +77,7 @@ def make_run(path, ids, seed=0):
     return path
 
 def test_report_escapes_whatever_it_is_given(tmp_path):
-    nasty = ['<script>alert(1)</script>', '"><img src=x onerror=alert(1)>', "it's & \"that\"", 'ü — 細胞', ' spaces ']
+    nasty = ['<script>alert(1)<br>', '"><img src=x onerror=alert(1)>', "it's & \"that\"", 'ü — 細胞', ' spaces ']
     run = make_run(tmp_path/'a <b> & "c"', nasty + [f'i{k}' for k in range(60)])
     (run/'recipe.yaml').write_text('name: </pre><script>alert(2)</script>\n', encoding='utf-8')
     html = write_report(run).read_text(encoding='utf-8')
