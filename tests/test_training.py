@@ -1,12 +1,14 @@
-"A training learns, averages, logs and computes as it says: after interruptions, on other devices, without a network."
-import copy, pickle, socket, time
+"A training learns, averages, logs and computes as it says: interrupted, on another device, without the internet."
+import copy, pickle, time
 from contextlib import redirect_stdout
-import pytest
+from functools import partial
+from types import SimpleNamespace
+import pytest, timm
 from fastai.callback import fp16
 from fastai.callback.training import GradientAccumulation
 from fastai.interpret import Interpretation
-from fastai.vision.all import (Callback, CancelStepException, Datasets, Learner, OptimWrapper, load_learner,
-                               nn, set_seed, torch)
+from fastai.vision.all import Callback, CancelStepException, Datasets, OptimWrapper, load_learner, nn, set_seed, torch
+from huggingface_hub import constants
 from torch.optim import swa_utils
 from hpa_fastai.labels import DataError
 from hpa_fastai.models import factory
@@ -33,7 +35,8 @@ def tiny_net():
 
 def tiny_learner(path, net=None, **kwargs):
     set_seed(0, reproducible=True)
-    return rgby_learner(noise_dls(path), net or tiny_net(), **dict(log=None, precision='fp32', metrics=[]) | kwargs)
+    kwargs = dict(log=None, precision='fp32', metrics=[]) | kwargs
+    return rgby_learner(noise_dls(path), net or tiny_net(), **kwargs)
 
 def fit(learn, epochs=1, **kwargs):
     with learn.no_bar(), redirect_stdout(None): learn.fit(epochs, 1e-2, **kwargs)
@@ -245,3 +248,47 @@ def test_decay_that_an_optimizer_cannot_leave_out(tmp_path):
         assert tiny_learner(tmp_path, net, opt_func=opt_func).wd_bn_bias
         with pytest.raises(ValueError, match='opt_func=Adam'):
             tiny_learner(tmp_path, net, opt_func=opt_func, wd_bn_bias=False)
+
+# ---- pretrained weights without the internet ----
+@pytest.fixture
+def no_hub(tmp_path, monkeypatch):
+    "An empty cache, and a hub that nobody answers at"
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path/'hub'))
+    monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:9')
+    monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', 'http://127.0.0.1:9/{repo_id}/{revision}/{filename}')
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path/'torch'))
+    return tmp_path
+
+def test_missing_hub_is_reported_soon(no_hub):
+    begun = time.time()
+    with pytest.raises(DataError, match='could not be fetched.*give weights=PATH'): rgby_model('test_resnet')
+    assert time.time() - begun < 7
+
+@pytest.mark.parametrize('body', ['test_resnet.r160_in1k', 'legacy_seresnext50_32x4d.in1k'])   # on the hub, on GitHub
+def test_hub_that_never_answers_is_reported_soon(no_hub, monkeypatch, body):
+    def head(url, timeout): time.sleep(30)   # `timeout` for each of many addresses
+    monkeypatch.setattr(factory, 'get_session', lambda: SimpleNamespace(head=head), raising=False)
+    monkeypatch.setattr(factory, '_check_answer', partial(factory._check_answer, seconds=.2))
+    with pytest.raises(DataError, match=r'could not be fetched \(TimeoutError: no answer from http'): rgby_model(body)
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'pytorch_model.bin'])
+def test_weights_in_the_cache_need_no_hub(no_hub, name):
+    from safetensors.torch import save_file
+    snapshot = no_hub/'hub/models--timm--test_resnet.r160_in1k/snapshots/abc'
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1]/'refs').mkdir()
+    (snapshot.parents[1]/'refs/main').write_text('abc')
+    weights = timm.create_model('test_resnet').state_dict()
+    (save_file if name.endswith('safetensors') else torch.save)(weights, snapshot/name)
+    begun = time.time()
+    model = rgby_model('test_resnet')
+    assert time.time() - begun < 7
+    assert torch.equal(model[0].model.conv1[0].weight[:, :3], weights['conv1.0.weight'])
+
+def test_weights_from_github_in_the_cache_need_no_connection(no_hub):
+    name = 'legacy_seresnet18.in1k'
+    file = no_hub/'torch/checkpoints'/timm.get_pretrained_cfg(name).url.rpartition('/')[2]
+    file.parent.mkdir(parents=True)
+    weights = timm.create_model('legacy_seresnet18').state_dict()
+    torch.save(weights, file)
+    assert torch.equal(rgby_model(name)[0].model.layer1[0].conv1.weight, weights['layer1.0.conv1.weight'])

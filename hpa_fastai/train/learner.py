@@ -14,8 +14,8 @@ __all__ = ['OPTIMIZERS', 'rgby_splitter', 'best_precision', 'AutoMixedPrecision'
 from functools import partial
 
 from fastai.callback.fp16 import GradScaler, MixedPrecision
-from fastai.vision.all import (Callback, L, Learner, OptimWrapper, Path, delegates, get_c, nn, noop, params, patch, pd,
-                               torch)
+from fastai.vision.all import (Callback, L, Learner, OptimWrapper, Path, delegates, get_c, nn, noop, params, patch,
+                               pd, torch)
 
 from ..labels import LABELS
 from ..models.factory import rgby_model
