@@ -14,6 +14,7 @@ from hpa_fastai.labels import DataError
 from hpa_fastai.models import factory
 from hpa_fastai.models.factory import NETWORKS, rgby_model
 from hpa_fastai.models.heads import HEADS
+from hpa_fastai.runs.setup import make_deterministic
 from hpa_fastai.train import learner as learner_chapter
 from hpa_fastai.train.averaging import WeightEMA, WeightSWA
 from hpa_fastai.train.checkpoint import Checkpoint
@@ -292,3 +293,32 @@ def test_weights_from_github_in_the_cache_need_no_connection(no_hub):
     weights = timm.create_model('legacy_seresnet18').state_dict()
     torch.save(weights, file)
     assert torch.equal(rgby_model(name)[0].model.layer1[0].conv1.weight, weights['layer1.0.conv1.weight'])
+
+# ---- the same numbers on a GPU ----
+@pytest.fixture
+def deterministic():
+    yield
+    torch.use_deterministic_algorithms(False)
+
+networks = [('test_resnet', head) for head in HEADS] + [(body, 'linear') for body in NETWORKS]
+
+@pytest.mark.parametrize('body,head', networks)
+def test_deterministic_networks(deterministic, body, head):
+    side = 256 if head == 'gapnet_pretrained' else 64
+    model, x = rgby_model(body, 5, head=head, weights=None, dropout=0.), torch.randn(2, 4, side, side)
+    other = copy.deepcopy(model)
+    make_deterministic(model)
+    assert not any(isinstance(m, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)) for m in model.modules())
+    for m in model, other: m(x).square().sum().backward()
+    for p, q in zip(model.parameters(), other.parameters()): torch.testing.assert_close(p.grad, q.grad)
+    with torch.no_grad():
+        logits = model.eval()(x)
+        for copied in copy.deepcopy(model), pickle.loads(pickle.dumps(model)): assert torch.equal(copied(x), logits)
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_deterministic_losses(deterministic, tmp_path, name):
+    def trained():
+        learn = tiny_learner(tmp_path, loss_func=LOSSES[name]())
+        make_deterministic(learn.model)
+        return fit(learn, cbs=[WeightEMA(), GradientAccumulation(8)]).model
+    same(trained(), trained())
