@@ -13,11 +13,14 @@ __all__ = ['NETWORKS', 'RGBYBody', 'rgby_model']
 # %% ../../nbs/35_models.factory.ipynb #cadaf09d
 from difflib import get_close_matches
 from functools import partial
+from pathlib import Path
 from textwrap import shorten
+from threading import Thread
 
-import requests, timm
-from fastai.vision.all import listify, nn, patch
+import timm
+from fastai.vision.all import listify, nn, patch, torch
 from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.utils import get_session
 
 from ..labels import CHANNELS, DataError, LABELS
 from .weights import load_weights, read_weights
@@ -42,15 +45,38 @@ def _check_choice(what, value, known):
     "Raise `DataError`, with the choices, if `value` is none of the names `known`"
     if value not in known: raise DataError(f'no {what} {value!r}; choose one of {", ".join(known)}')
 
+# %% ../../nbs/35_models.factory.ipynb #bed18e91
+def _cached(cfg):
+    "File of the weights that timm's `cfg` describes, in a cache; None if there is none"
+    if cfg.hf_hub_id:
+        repo, _, revision = cfg.hf_hub_id.partition('@')
+        names = 'model.safetensors', 'pytorch_model.bin'
+        files = [try_to_load_from_cache(repo, o, revision=revision or None) for o in names]
+    else: files = [Path(torch.hub.get_dir())/'checkpoints'/Path(cfg.url).name]
+    return next((o for o in files if isinstance(o, (str, Path)) and Path(o).is_file()), None)
+
+# %% ../../nbs/35_models.factory.ipynb #4cfc2cdf
+def _check_answer(url, seconds=5):
+    "Raise an error if nobody answers at `url` within some seconds"
+    errors = []
+    def ask():
+        try: get_session().head(url, timeout=2*seconds)
+        except Exception as e: errors.append(e)
+    asking = Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(seconds)
+    if asking.is_alive(): errors.append(TimeoutError(f'no answer from {url} in {seconds} seconds'))
+    if errors: raise errors[0]
+
 # %% ../../nbs/35_models.factory.ipynb #82f1dceb
 def _fetch(name, make):
-    "timm's pretrained network, from the hub's cache, or else from the hub"
+    "timm's pretrained network, from a cache, or else from the hub or wherever it is"
     cfg = timm.get_pretrained_cfg(name)
-    if not (cfg and cfg.hf_hub_id): return make(pretrained=True)
-    repo, _, revision = cfg.hf_hub_id.partition('@')
-    cached = try_to_load_from_cache(repo, 'model.safetensors', revision=revision or None)
-    if isinstance(cached, str): return _file_model(name, make, cached, read_weights(cached))
-    if not constants.HF_HUB_OFFLINE: requests.head(constants.ENDPOINT, timeout=5)
+    if not (cfg and (cfg.hf_hub_id or cfg.url)): return make(pretrained=True)
+    file = _cached(cfg)
+    if file and cfg.hf_hub_id:
+        return make(pretrained=True, pretrained_cfg_overlay=dict(state_dict=read_weights(file), custom_load=False))
+    if not (file or constants.HF_HUB_OFFLINE): _check_answer(constants.ENDPOINT if cfg.hf_hub_id else cfg.url)
     return make(pretrained=True)
 
 def _hub_model(name, make):

@@ -142,7 +142,7 @@ class Recipe:
     wd:float=1e-2 # Weight decay
     clip:float=1. # Largest norm of the gradient; 0 clips nothing
     seed:int=42 # Seed of everything random
-    deterministic:bool=False # On GPUs too, the same numbers in every run? Slower; some losses and networks refuse it
+    deterministic:bool=False # On GPUs too, the same numbers in every run? Slower; a few networks refuse it
     # decisions
     tta:int=8 # Symmetric views of an image to predict: 1, 4 or 8
     tta_crops:int=0 # Crops to predict, each in all views: 1 (centre), 4 (corners) or 5 (both); 0 takes whole images

@@ -79,15 +79,22 @@ def focal_loss(
     return MultiLabelFocalLoss()(logits, targs)
 
 # %% ../../nbs/71_runs.setup.ipynb #5cd3d87f
-class _WholePool(nn.Module):
-    "Pool whole maps to one number each, by a function that is deterministic on GPUs"
-    def __init__(self, pool):
+class _EvenPool(nn.Module):
+    "Adaptive pooling that is deterministic on GPUs, for maps whose sides are multiples of the output's"
+    def __init__(self,
+        pool # `nn.AdaptiveAvgPool2d` or `nn.AdaptiveMaxPool2d`
+    ):
         super().__init__()
-        self.pool = pool
+        self.average = isinstance(pool, nn.AdaptiveAvgPool2d)
+        self.size = pool.output_size if isinstance(pool.output_size, tuple) else (pool.output_size,)*2
 
-    def forward(self, x): return self.pool(x, x.shape[-2:])
-
-_whole_pools = {nn.AdaptiveAvgPool2d: F.avg_pool2d, nn.AdaptiveMaxPool2d: F.max_pool2d}
+    def forward(self, x):
+        "Maps of `size`"
+        even, adaptive = F.max_pool2d, F.adaptive_max_pool2d
+        if self.average: even, adaptive = F.avg_pool2d, F.adaptive_avg_pool2d
+        size = [n or side for n, side in zip(self.size, x.shape[-2:])]
+        if any(side % n for n, side in zip(size, x.shape[-2:])): return adaptive(x, size)
+        return even(x, [side//n for n, side in zip(size, x.shape[-2:])])
 
 # %% ../../nbs/71_runs.setup.ipynb #d90b8521
 def make_deterministic(
@@ -98,8 +105,7 @@ def make_deterministic(
     torch.use_deterministic_algorithms(True)
     for parent in list(model.modules()):
         for name, o in list(parent.named_children()):
-            pool = _whole_pools.get(type(o))
-            if pool and o.output_size in (1, (1, 1)): setattr(parent, name, _WholePool(pool))
+            if type(o) in (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d): setattr(parent, name, _EvenPool(o))
 
 # %% ../../nbs/71_runs.setup.ipynb #46c746ba
 def _recipe_callbacks(recipe):

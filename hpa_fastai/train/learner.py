@@ -14,7 +14,8 @@ __all__ = ['OPTIMIZERS', 'rgby_splitter', 'best_precision', 'best_autocast', 'Au
 from functools import partial
 
 from fastai.callback.fp16 import GradScaler, MixedPrecision
-from fastai.vision.all import CSVLogger, L, Learner, OptimWrapper, delegates, get_c, noop, params, patch, torch
+from fastai.vision.all import (Callback, L, Learner, OptimWrapper, Path, delegates, get_c, nn, noop, params, patch,
+                               pd, torch)
 
 from ..labels import LABELS
 from ..models.factory import rgby_model
@@ -26,6 +27,9 @@ def rgby_splitter(
     model # From `rgby_model`, or any `nn.Sequential` of a body and what follows it
 ) -> L: # Parameters of body, stem and head
     "Split a network into the groups of layers that fastai freezes and gives learning rates"
+    if not isinstance(model, nn.Sequential):
+        raise TypeError(f'the network is a {type(model).__name__}; make it nn.Sequential(body, head), '
+                        'so that body and head can learn at different rates')
     stem = L(getattr(model[0], 'stem', [])).map(params).concat()
     ids = {id(p) for p in stem}
     return L([p for p in params(model[0]) if id(p) not in ids], list(stem), params(model[1:]))
@@ -68,6 +72,7 @@ def best_autocast(
 # %% ../../nbs/43_train.learner.ipynb #3654e97d
 class AutoMixedPrecision(MixedPrecision):
     "fastai's `MixedPrecision`, on the device that the model is on when a fit begins"
+    begun = None   # autocasting that was begun and not ended; PyTorch's, too, is one for the whole process
     def __init__(self,
         precision:str='auto', # `'auto'` for `best_precision`, `'bf16'`, `'fp16'` (on a GPU only) or `'fp32'`
         **kwargs # To PyTorch's `GradScaler`
@@ -91,42 +96,57 @@ class AutoMixedPrecision(MixedPrecision):
         self.learn.scaler = GradScaler(device.type, **{**self.kwargs, 'enabled': fp16})
         self.scales = L()
 
+# %% ../../nbs/43_train.learner.ipynb #3ad0bd4f
+@patch
+def before_batch(self:AutoMixedPrecision):
+    "Begin autocasting"
+    self.after_loss()   # of a batch that was interrupted
+    AutoMixedPrecision.begun = self.autocast
+    self.autocast.__enter__()
+
+@patch
+def after_loss(self:AutoMixedPrecision):
+    "End the autocasting that was begun"
+    begun, AutoMixedPrecision.begun = AutoMixedPrecision.begun, None
+    if begun: begun.__exit__(None, None, None)
+
 # %% ../../nbs/43_train.learner.ipynb #e5392c6e
-class EpochLog(CSVLogger):
+class EpochLog(Callback):
     "One CSV for all fits of a learner, one row per epoch; quiet during `validate`, `get_preds` and `no_logging`"
+    order = 60   # after fastai's recorder, which makes the row
     def __init__(self,
         fname='log.csv' # File below the learner's `path`
     ):
-        super().__init__(fname)
-        self.begun = False # not fastai's `append`: setting that during a fit makes fastai warn
-        self.file = None
+        self.fname, self.begun = Path(fname), False
 
     def before_fit(self):
-        "Open the file, and write the header the first time"
-        self.after_fit()   # of a fit that was interrupted
-        if self.learn.logger is noop: return
+        "Write the header the first time"
+        self.quiet = self.learn.logger is noop
+        if self.quiet or self.begun: return
         self.path.mkdir(parents=True, exist_ok=True)
-        self.file = (self.path/self.fname).open('a' if self.begun else 'w', encoding='utf-8')
-        if not self.begun: self.file.write(','.join(self.recorder.metric_names) + '\n')
+        self._write(self.recorder.metric_names, 'w')
         self.begun = True
-        self.old_logger, self.learn.logger = self.learn.logger, self._write_line
 
-    def after_fit(self):
-        "Close the file, and give the logger back"
-        if self.file: self.file.close()
-        if self.learn.logger == self._write_line: self.learn.logger = self.old_logger
-        self.file = self.old_logger = None # `learn.export` can't pickle a file, not even a closed one
+    def after_epoch(self):
+        "Add the epoch's row"
+        if not self.quiet: self._write(self.recorder.log)
+
+    def _write(self, row, mode='a'):
+        with (self.path/self.fname).open(mode, encoding='utf-8') as f: f.write(','.join(map(str, row)) + '\n')
+
+    def read_log(self) -> pd.DataFrame:
+        "The rows so far"
+        return pd.read_csv(self.path/self.fname)
 
 # %% ../../nbs/43_train.learner.ipynb #a6b07be5
 def _callbacks(precision, log):
     "The callbacks for a precision and a log file"
-    cbs = [AutoMixedPrecision(precision)]
-    if precision == 'fp32': cbs = []
-    return cbs + [EpochLog(log)] if log else cbs
+    return [AutoMixedPrecision(precision)] + ([EpochLog(log)] if log else [])
 
 def _decays_all(opt_func, wd_bn_bias):
     "Does weight decay apply to batch norms and biases, too? Raises `ValueError` if the optimizer can't do as told"
-    if getattr(opt_func, 'func', opt_func) is not OptimWrapper: return bool(wd_bn_bias)
+    made_by = getattr(opt_func, 'func', opt_func)
+    if made_by is not OptimWrapper and not isinstance(made_by, OptimWrapper): return bool(wd_bn_bias)
     if wd_bn_bias is False:
         raise ValueError("PyTorch's optimizers apply weight decay to all parameters; "
                          "for wd_bn_bias=False take one of fastai's, such as opt_func=Adam")

@@ -171,7 +171,8 @@ class HardNegativeLoss(MultiLabelLoss):
     def loss(self, logits, targs):
         "Cross-entropy of the kept answers of each label"
         kept = (targs > 0) | self._hardest(logits, targs > 0)
-        return (F.binary_cross_entropy_with_logits(logits, targs, reduction='none')*kept).sum(0)/kept.sum(0)
+        loss = F.binary_cross_entropy_with_logits(logits, targs, reduction='none')
+        return (loss*kept).sum(0)/kept.sum(0).clamp(min=1)
 
 # %% ../../nbs/40_train.losses.ipynb #fd07a832
 @patch
