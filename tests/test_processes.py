@@ -21,7 +21,7 @@ def finish(process):
     assert process.returncode == 0, printed[-3000:]
     return printed
 
-def train(data, out, folds=2, **kwargs):
+def train(data, out, folds=2, neighbours=None, **kwargs):
     "A program that trains a tiny recipe, as arguments of `launch`"
     program = out.with_suffix('.py')
     kwargs = ', '.join(f'{k}={v!r}' for k, v in dict(device='cpu', workers=0, **kwargs).items())
@@ -29,6 +29,7 @@ def train(data, out, folds=2, **kwargs):
 from hpa_fastai.runs.crossval import cross_validate
 from hpa_fastai.runs.recipes import load_recipe
 recipe = load_recipe('demo').override(size=64, body='test_resnet', model_args={{}}, bs=16, folds={folds}, epochs=3)
+if {neighbours}: recipe = recipe.override(epochs=1, neighbours={neighbours})
 cross_validate({str(data)!r}, {str(out)!r}, recipe, {kwargs})
 ''')
     return [program]
@@ -92,6 +93,17 @@ def test_each_fold_on_two_processes(cells, tmp_path):
     same_files(whole, killed, 2)
     printed = finish(launch(*train(cells, tmp_path/'fewer'), n=1))
     assert 'the number of processes was 2, is 1' in printed and 'the batch size was 8, is 16' in printed
+
+def test_neighbours_in_two_processes(cells, tmp_path):
+    "Known images of each fold are there, whatever the processes share, and everybody finishes"
+    second = dict(body='test_resnet', weights='none', epochs=2, n_embed=8, bs=16)
+    for distribute in ('folds', 'data'):
+        finish(launch(*train(cells, tmp_path/distribute, neighbours=second, distribute=distribute)))
+        for k in (0, 1): assert (tmp_path/distribute/f'fold{k}/arcface/known.json').exists()
+        assert 'neighbours' in json.loads((tmp_path/distribute/'scores.json').read_text())
+    for k in (0, 1):
+        near = [(tmp_path/o/f'fold{k}/near_test.csv').read_text() for o in ('folds', 'data')]
+        assert near[0] == near[1]     # the second network is trained by one process in both cases
 
 def test_the_command_in_two_processes(cells, tmp_path):
     "Of what is wrong the first process tells you, and nobody waits for ever"

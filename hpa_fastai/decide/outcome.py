@@ -119,6 +119,7 @@ class Outcome:
     in_sample: np.ndarray # Decisions (images, labels) by the decider's rule, which has seen the images
     probs: np.ndarray # Out-of-fold probabilities (images, labels), on the scale of the decider's ensemble
     targs: np.ndarray # Truth (images, labels), 0 and 1
+    neighbours: dict=None # What images that passed labels on have changed, see `pass_on`
 
 # %% ../../nbs/57_decide.outcome.ipynb #1b396953
 def decide_run(
@@ -137,6 +138,34 @@ def decide_run(
     decided = cross_decide(fit, scaled, targs, folds)
     return Outcome(EnsembleRule(combined, rule), decided, rule.predict(scaled), scaled, targs)
 
+# %% ../../nbs/57_decide.outcome.ipynb #8251bc29
+def _image_f1(decided, targs):
+    "F1 of each image's label set"
+    return 2*np.logical_and(decided, targs).sum(1)/(decided.sum(1) + targs.sum(1))
+
+@patch
+def pass_on(self:Outcome,
+    near # `Near` of the labelled images, by networks that had not seen them; None if there is none
+):
+    "Let near known images pass their labels on, and count the images that get better or worse by it"
+    if near is None: return
+    alone, taken = self.decided, near.taken(self.decided)
+    self.decided, self.in_sample = near.pass_on(alone), near.pass_on(self.in_sample)
+    gain = _image_f1(self.decided, self.targs) - _image_f1(alone, self.targs)
+    self.neighbours = dict(taken=int(taken.sum()), better=int((gain > 0).sum()), worse=int((gain < 0).sum()),
+                           macro_f1_without=macro_f1(alone, self.targs))
+
+@patch
+def decide_new(self:Outcome,
+    probs, # Probabilities (images, models, labels) of new images, such as the test set
+    near=None # `Near` of these images
+) -> np.ndarray: # Decisions (images, labels), bool
+    "Decide about new images, and count those that take over labels"
+    decisions = self.decider.predict(probs)
+    if near is None: return decisions
+    self.neighbours = dict(self.neighbours or {}, test=len(decisions), test_taken=int(near.taken(decisions).sum()))
+    return near.pass_on(decisions)
+
 # %% ../../nbs/57_decide.outcome.ipynb #d1dd4f8b
 @patch
 def table(self:Outcome,
@@ -148,11 +177,12 @@ def table(self:Outcome,
 @patch
 def scores(self:Outcome) -> dict:
     "Scores of the run, out of sample unless the name says otherwise"
+    neighbours = dict(neighbours=self.neighbours) if self.neighbours else {}
     return dict(macro_f1=macro_f1(self.decided, self.targs),
                 macro_f1_in_sample=macro_f1(self.in_sample, self.targs),
                 macro_f1_floor=constant_floor(self.targs),
                 mean_ap=mean_average_precision(self.probs, self.targs),
-                rule=repr(self.decider.rule),
+                rule=repr(self.decider.rule), **neighbours,
                 classes=self.table().round(4).to_dict('records'))
 
 # %% ../../nbs/57_decide.outcome.ipynb #acebfa26

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastai.vision.all import (
-    accuracy, DataBlock, default_device, DisplayedTransform, IndexSplitter, Learner, patch, tensor, torch, TransformBlock
+    accuracy, DataBlock, default_device, DisplayedTransform, IndexSplitter, Learner, patch, tensor, torch,
+    TransformBlock
 )
 
 from ..labels import DataError, decode_targets, encode_targets, read_labels
@@ -163,8 +164,9 @@ def near(self:KnownImages,
 ) -> Near:
     "Find the nearest known image of each"
     rows, cosines = nearest(embedded, self.features.astype(np.float32))
-    ids, labels = self.labels.Id.to_numpy()[rows], encode_targets(self.labels.Target)[rows].astype(bool)
-    return Near(ids[None], labels[None], cosines[None], [dict(threshold=self.threshold, exclude=self.exclude)])
+    found, cosines = self.labels.iloc[rows], cosines.astype(float).round(5)   # as `write_near` writes them
+    labels, rule = encode_targets(found.Target).astype(bool), dict(threshold=self.threshold, exclude=self.exclude)
+    return Near(found.Id.to_numpy()[None], labels[None], cosines[None], [rule])
 
 # %% ../../nbs/64_explain.neighbours.ipynb #27690cdd
 @patch
@@ -183,10 +185,12 @@ def pass_on(self:Near,
     "Replace decisions by the labels of near neighbours"
     return self._passed(decisions)[0]
 
-@patch(as_prop=True)
-def taken(self:Near) -> np.ndarray: # (images,) bool
+@patch
+def taken(self:Near,
+    decisions # Decisions (images, labels), bool
+) -> np.ndarray: # (images,) bool
     "Which images take over the labels of a neighbour"
-    return self._passed(np.zeros(self.labels.shape[1:]))[1]
+    return self._passed(decisions)[1]
 
 # %% ../../nbs/64_explain.neighbours.ipynb #311ae936
 def write_near(
@@ -195,7 +199,7 @@ def write_near(
     near:Near # Their neighbours, by one network
 ):
     "Write the neighbours of images as a table"
-    table = pd.DataFrame(dict(Id=list(ids), nearest=near.ids[0], cosine=near.cosine[0].round(5),
+    table = pd.DataFrame(dict(Id=list(ids), nearest=near.ids[0], cosine=near.cosine[0],
                               Target=decode_targets(near.labels[0])))
     with whole_file(file) as tmp: table.to_csv(tmp, index=False)
 
@@ -214,17 +218,31 @@ def read_near(
     return Near(nearest[None], labels[None], cosine[None], [dict(threshold=threshold, exclude=exclude)])
 
 # %% ../../nbs/64_explain.neighbours.ipynb #469e1d56
+@patch(cls_method=True)
+def files(cls:KnownImages,
+    folder # What `save` writes
+) -> list: # Of `Path`s
+    "The files of a folder of known images, in the order in which they are written"
+    return [Path(folder)/o for o in ('model.safetensors', 'known.csv', 'known.npy', 'known.json')]
+
 @patch
 def save(self:KnownImages,
     folder # Folder to write
 ):
     "Write the network and the images it knows"
-    folder = Path(folder)
-    save_weights(self.model, folder/'model.safetensors')
-    with whole_file(folder/'known.csv') as tmp: self.labels[['Id', 'Target']].to_csv(tmp, index=False)
-    with whole_file(folder/'known.npy') as tmp, open(tmp, 'wb') as f: np.save(f, self.features.astype(np.float16))
-    config = {o: getattr(self, o) for o in ('size', 'mean', 'std', 'threshold', 'exclude')}
-    write_json(folder/'known.json', dict(format=1, model=self.model.config, **config))
+    weights, labels, features, config = self.files(folder)
+    save_weights(self.model, weights)
+    with whole_file(labels) as tmp: self.labels[['Id', 'Target']].to_csv(tmp, index=False)
+    with whole_file(features) as tmp: np.save(tmp, self.features.astype(np.float16))
+    settings = {o: getattr(self, o) for o in ('size', 'mean', 'std', 'threshold', 'exclude')}
+    write_json(config, dict(format=1, model=self.model.config, **settings))
+
+# %% ../../nbs/64_explain.neighbours.ipynb #b8754097
+def _settings(file):
+    "What `save` wrote into known.json; raises `DataError`"
+    config = read_json(file)
+    if config.pop('format', None) == 1: return config
+    raise DataError(f'{file}: written by another version of hpa_fastai; take that one, or train again')
 
 @patch(cls_method=True)
 def load(cls:KnownImages,
@@ -232,13 +250,14 @@ def load(cls:KnownImages,
     device=None # Device to compute on; by default the best there is
 ) -> KnownImages:
     "Read a network and the images it knows; raises `DataError`"
-    folder = Path(folder)
-    config = read_json(folder/'known.json')
-    model, labels = arcface_model(**config.pop('model')), read_labels(folder/'known.csv')
-    load_weights(model, folder/'model.safetensors')
-    known = cls(model, labels, **{k: v for k, v in config.items() if k != 'format'}, device=device)
-    known.features = np.load(folder/'known.npy', allow_pickle=False)
-    if len(known.features) != len(labels):
-        raise DataError(f'{folder}: {len(known.features)} embeddings for {len(labels)} images; '
-                        'delete the folder and start the same command again')
-    return known
+    files, again = cls.files(folder), 'start the same command again, it is made anew'
+    for o in files:
+        if not o.exists(): raise DataError(f'{o}: missing; {again}')
+    weights, labels, features, config = files
+    config, labels = _settings(config), read_labels(labels)
+    model = load_weights(arcface_model(**config.pop('model')), weights)
+    known = cls(model, labels, **config, device=device)
+    try: known.features = np.load(features, allow_pickle=False)
+    except (ValueError, EOFError): raise DataError(f'{features}: not readable; delete it, and {again}') from None
+    if len(known.features) == len(labels): return known
+    raise DataError(f'{folder}: {len(known.features)} embeddings for {len(labels)} images; delete it, and {again}')

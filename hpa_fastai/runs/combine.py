@@ -93,17 +93,16 @@ def _chosen_on_held_out(runs):
     return [f'{o.path.name}: {name}' for o in runs for name in o.scores.get('chosen_on_held_out', [])]
 
 # %% ../../nbs/77_runs.combine.ipynb #37f35f2f
-def _passed_on(runs, what, ids, decisions):
-    "Decisions, in which near images have passed their labels on, if any of the runs knows images"
-    near = add_near(o.near(what, ids) for o in runs)
-    return decisions if near is None else near.pass_on(decisions)
+def _near(runs, what, ids):
+    "The nearest images that any of the runs knows; None if none of them has a second network"
+    return add_near(o.near(what, ids) for o in runs)
 
-def _write_test(out, runs, decider):
+def _write_test(out, runs, outcome):
     "Write the test probabilities of the ensemble, and the submission"
     ids = runs[0].test[0]
     each = np.stack([read_probs(o.path/'test.parquet', ids)[1] for o in runs], 1)
-    write_probs(out/'test.parquet', ids, decider.combine(each))
-    write_submission(out/'submission.csv', ids, _passed_on(runs, 'test', ids, decider.predict(each)))
+    write_probs(out/'test.parquet', ids, outcome.decider.combine(each))
+    write_submission(out/'submission.csv', ids, outcome.decide_new(each, _near(runs, 'test', ids)))
 
 # %% ../../nbs/77_runs.combine.ipynb #07305fa0
 def ensemble_runs(
@@ -121,13 +120,13 @@ def ensemble_runs(
     fit = partial(fit_ensemble_rule, how, thresholds, seed=seed)
     decider = fit(probs, targs, folds)
     oof = cross_predict(how, probs.swapaxes(0, 1), targs, folds)
-    decided = _passed_on(opened, 'oof', ids, cross_decide(fit, probs, targs, folds))
-    outcome = Outcome(decider, decided, decider.predict(probs), oof, targs)
+    outcome = Outcome(decider, cross_decide(fit, probs, targs, folds), decider.predict(probs), oof, targs)
+    outcome.pass_on(_near(opened, 'oof', ids))
 
     write_ensemble_runs(out, how, runs)
     decider.save(out)
     write_probs(out/'oof.parquet', ids, oof)
-    if opened[0].test: _write_test(out, opened, decider)
+    if opened[0].test: _write_test(out, opened, outcome)
     write_decisions(out/'oof.csv', ids, folds, targs, outcome.decided)
     scores = {**outcome.scores(), 'ensemble': how, 'runs': _gains(opened, outcome.decided),
               'chosen_on_held_out': _chosen_on_held_out(opened)}

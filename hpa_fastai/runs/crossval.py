@@ -35,10 +35,10 @@ def decide_folds(
                          recipe.threshold_args, recipe.seed)
     outcome.decider.save(out)
     job.save_probs(outcome)
+    outcome.pass_on(job.near('oof', job.oof_ids))
     if data.test_ids:
-        decided = job.pass_on('test', data.test_ids, outcome.decider.predict(job.test_probs()))
+        decided = outcome.decide_new(job.test_probs(), job.near('test', data.test_ids))
         submit(out/'submission.csv', data.test_ids, decided, data.path/'sample_submission.csv')
-    outcome.decided = job.pass_on('oof', job.oof_ids, outcome.decided)
     write_decisions(out/'oof.csv', job.oof_ids, job.oof_folds, job.oof_targs, outcome.decided)
     return outcome
 

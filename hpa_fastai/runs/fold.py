@@ -153,8 +153,9 @@ def fold_neighbours(
 ) -> KnownImages:
     "Train a recipe's second network on a fold, or read it if it is there; can be resumed"
     path, o = Path(path), recipe.neighbours
-    if (path/'known.json').exists(): return KnownImages.load(path, device)
+    if all(o.exists() for o in KnownImages.files(path)): return KnownImages.load(path, device)
     learn = _neighbours_learner(recipe, pack, train, held_out, path, device)
+    learn.unfreeze()   # the body, too
     learn.fit(o.epochs, o.lr, cbs=Checkpoint(path/'fit.pt'))
     labels, size = train[~train.Id.isin(set(held_out))][['Id', 'Target']], min(o.size, recipe.size)
     known = KnownImages(learn.model, labels, size, *pack.stats(), o.threshold, o.exclude, learn.dls.device)

@@ -52,11 +52,12 @@ def save_config(
     std, # Standard deviation of each channel, in 0 to 1
     labels=LABELS, # Names of the labels, in order
     views:dict=None, # Views each network predicts on: arguments of `DihedralTTA`
-    bs:int=32 # Images in a batch
+    bs:int=32, # Images in a batch
+    neighbours:bool=False # Does each fold have a second network and known images that pass labels on?
 ):
     "Write model.json: how to build a run's networks, and how to prepare images for them"
     config = dict(format=1, model=model, size=size, mean=list(mean), std=list(std), labels=list(labels))
-    write_json(Path(path)/'model.json', config | dict(views=views or {}, bs=bs))
+    write_json(Path(path)/'model.json', config | dict(views=views or {}, bs=bs, neighbours=neighbours))
 
 def read_config(
     path # Folder of the run
@@ -84,10 +85,8 @@ def read_networks(
     if not files or not (run/'thresholds.json').exists():
         raise DataError(f'{run}: the run is not finished; start the same hpa-train again, it goes on')
     models = [rgby_model(**{**config['model'], 'weights': o}) for o in files]
-    known = [KnownImages.load(o.parent, device) for o in _fold_files(run, 'arcface/known.json')]
-    if len(known) not in (0, len(models)):
-        raise DataError(f'{run}: {len(models)} folds, but {len(known)} of them have known images (arcface/known.json); '
-                        'copy the whole folder')
+    folders = [o.parent/'arcface' for o in files] if config.get('neighbours') else []
+    known = [KnownImages.load(o, device) for o in folders]
     return config, models, EnsembleRule.load(run), known
 
 # %% ../../nbs/73_runs.folder.ipynb #3bdb76bf
@@ -200,8 +199,8 @@ def near(self:RunFolder,
     what:str, # `'oof'` or `'test'`
     ids # Ids of the images, in order
 ) -> Near: # By the networks of all folds and runs; None without such networks
-    "The nearest known images, and the rules by which they pass labels on"
-    found = [RunFolder(o).near(what, ids) for o in self.members]
+    "The nearest known images, and the rules by which they pass labels on; raises `DataError`"
+    found = [RunFolder(o).near(what, ids) for o in ensemble_run_folders(self.path)]
     for file in _fold_files(self.path, f'near_{what}.csv'):
         config = read_json(file.parent/'arcface/known.json')
         found.append(read_near(file, ids, config['threshold'], config['exclude']))

@@ -177,7 +177,7 @@ def predict_folder(self:Predictor,
     out=None, # CSV to write
     n:int=None, # Symmetric views of each image: 1, 4 or 8; by default as in the run
     bs:int=None # Images in a batch; by default as in the run
-) -> pd.DataFrame: # Id, Labels (names with `;` between, the most probable first), a column of probabilities per label
+) -> pd.DataFrame: # Id, Labels (names with `;` between), Nearest and Cosine (with known images), a column per label
     "Label all images in a folder; raises `DataError`"
     if any((Path(images)/o).exists() for o in ('model.json', 'ensemble.json')):
         raise DataError(f'{images}: the folder of a run, its pictures are plots; '

@@ -115,6 +115,13 @@ def _bar(r):
     return Div(f1, interval, cls='bar', title=f'F1 {r.f1:.2f}, {low/100:.2f} to {high/100:.2f}')
 
 # %% ../../nbs/79_runs.report.ipynb #c0bd080a
+def _neighbours(passed, n):
+    "What neighbours that passed labels on have changed for `n` images; nothing without them"
+    if not passed: return ''
+    numbers = {k: f'{passed[k]:,}' for k in ('taken', 'better', 'worse')}
+    test = _fill('neighbours_test', **{k: f'{passed[k]:,}' for k in ('test', 'test_taken')}) if 'test' in passed else ''
+    return _fill('neighbours', **numbers, images=f'{n:,}', without=f'{passed["macro_f1_without"]:.3f}', test=test)
+
 def _summary(run, interp):
     "What the run was about, and the numbers that count"
     scores, floor = run.scores, constant_floor(interp.targs)
@@ -127,12 +134,10 @@ def _summary(run, interp):
     chosen = scores.get('chosen_on_held_out')
     judges = 'networks' if (run.path/'ensemble.json').exists() else 'a network'
     further = ', '.join(f'{n:,} images of {source}' for source, n in scores.get('train_only', {}).items())
-    near = run.near('oof', run.ids)
-    taken = near.taken.sum() if near is not None else 0
     return _fill('summary', images=f'{len(run.ids):,}', labels=f'{interp.targs.sum():,}', kinds=len(interp.labels),
                  folds=len(np.unique(run.folds)), judges=judges,
                  further=_fill('further', images=further) if further else '',
-                 neighbours=_fill('neighbours', taken=f'{taken:,}') if near is not None else '',
+                 neighbours=_neighbours(scores.get('neighbours'), len(run.ids)),
                  cards=[_fill('card', value=f'{value:.3f}', name=name, note=note) for value, name, note in cards],
                  warnings=[_fill('floor') if scores['macro_f1'] < floor else '',
                            _fill('dependent', names=', '.join(chosen)) if chosen else ''])

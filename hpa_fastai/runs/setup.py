@@ -21,7 +21,7 @@ from ..data.augment import rgby_augments
 from ..data.sampling import SAMPLING, sampling_rule
 from ..data.block import rgby_dls
 from ..models.masks import MaskTask, segment_batch
-from ..models.factory import rgby_model
+from ..models.factory import NETWORKS, rgby_model
 from ..train.losses import LOSSES, MultiLabelFocalLoss
 from ..train.learner import OPTIMIZERS, rgby_learner
 
@@ -50,6 +50,8 @@ def check_network(
 ):
     "Check that a recipe's network can be built, and its second one if it has neighbours; raises `DataError`"
     second = recipe.neighbours
+    if second and second.body in NETWORKS:
+        raise DataError(f'recipe {recipe.name}: neighbours take a timm network, such as resnet50, not {second.body}')
     if second: rgby_model(second.body, stem=recipe.stem, head='linear', weights=second.weights)
     rgby_model(recipe.body, stem=recipe.stem, head=recipe.head, weights=recipe.weights, stains=recipe.stains or None,
                **recipe.model_args)

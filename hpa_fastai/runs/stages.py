@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from ..files import read_json, whole_file, write_json
 from ..train.processes import Processes
 from ..decide.submission import read_probs, write_probs
-from ..explain.neighbours import read_near, write_near
+from ..explain.neighbours import KnownImages, read_near, write_near
 from .setup import check_network, recipe_dls, recipe_learner
 from .fold import check_recipe, dependent_choices, fold_neighbours, read_trained, recipe_views, train_fold
 from .folder import add_near, save_config
@@ -108,12 +108,14 @@ def oof_folds(self:RunJob) -> np.ndarray:
 @patch
 def files(self:RunJob,
     k:int # Number of a fold
-) -> dict: # Paths by what they hold: `oof`, `test`, `near_oof`, `near_test`
+) -> dict: # Paths by what they hold: `oof`, `test`, `near_oof`, `near_test`, and the files of `KnownImages`
     "Files that fold `k` leaves when it is done"
     fold = self.out/f'fold{k}'
     files = dict(oof=fold/'oof.parquet')
     if self.data.test_ids: files['test'] = fold/'test.parquet'
-    if self.recipe.neighbours: files |= {f'near_{o}': fold/f'near_{o}.csv' for o in list(files)}
+    if self.recipe.neighbours:
+        files |= {f'near_{o}': fold/f'near_{o}.csv' for o in list(files)}
+        files |= {o.name: o for o in KnownImages.files(fold/'arcface')}
     return files
 
 # %% ../../nbs/75_runs.stages.ipynb #eeafc49f
@@ -154,7 +156,7 @@ def train(self:RunJob,
     with self.timer('train'), self.processes.team.together(learn):
         if not read_trained(learn): train_fold(learn, recipe, self.data.targs[self.learns_from(k)])
     save_config(self.out, learn.model.config, recipe.size, *self.train_pack.stats(), views=recipe_views(recipe),
-                bs=recipe.bs)
+                bs=recipe.bs, neighbours=recipe.neighbours is not None)
     return learn
 
 # %% ../../nbs/75_runs.stages.ipynb #17e9a472
@@ -244,13 +246,11 @@ def scores(self:RunJob,
 
 # %% ../../nbs/75_runs.stages.ipynb #7d638f62
 @patch
-def pass_on(self:RunJob,
+def near(self:RunJob,
     what:str, # `'oof'` or `'test'`
-    ids, # Ids of the images
-    decisions # Decisions (images, labels), bool
-) -> np.ndarray: # Decisions (images, labels), bool
-    "Replace decisions by the labels of near neighbours, where the recipe asks for it"
+    ids # Ids of the images, in order
+): # `Near`, by the networks of all folds; None without a second network
+    "The nearest known images, and the rule by which they pass labels on"
     o = self.recipe.neighbours
-    if not o: return decisions
-    files = [self.files(k)[f'near_{what}'] for k in range(self.recipe.folds)]
-    return add_near(read_near(file, ids, o.threshold, o.exclude) for file in files).pass_on(decisions)
+    files = [self.files(k)[f'near_{what}'] for k in range(self.recipe.folds)] if o else []
+    return add_near(read_near(file, ids, o.threshold, o.exclude) for file in files)
