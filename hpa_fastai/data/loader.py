@@ -155,6 +155,13 @@ def _sent(self:PackDL, b):
     "Send a batch to the device without waiting for it"
     return to_device(b, self.device, non_blocking=True) if self._pins else b
 
+# %% ../../nbs/26_data.loader.ipynb #fe36c9d6
+@patch
+def _follow_gpu(self:PackDL):
+    "Send batches to this process's own GPU, if there are several processes"
+    on_cuda = self.device is not None and self.device.type == 'cuda'
+    if on_cuda and num_distrib() > 1: self.to(torch.device('cuda', torch.cuda.current_device()))
+
 # %% ../../nbs/26_data.loader.ipynb #abac9465
 @patch
 def _gather(self:PackDL, idxs, crop):
@@ -205,8 +212,9 @@ def create_item(self:PackDL, s):
 # %% ../../nbs/26_data.loader.ipynb #b0a3fc04
 @patch
 def before_iter(self:PackDL):
-    "Seed crops and batch transforms for the coming epoch"
+    "Seed crops and batch transforms for the coming epoch, and find the device"
     super(PackDL, self).before_iter()
+    self._follow_gpu()
     self._epoch_seed = self.rng.getrandbits(63)
     if getattr(self.dataset, 'split_idx', None) != 0: return
     for i, f in enumerate(self.after_batch.fs):

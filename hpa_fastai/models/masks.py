@@ -12,7 +12,7 @@ __all__ = ['segment_nuclei', 'segment_cells', 'dice', 'segment_batch', 'mask_los
 
 # %% ../../nbs/34_models.masks.ipynb #cadaf09d
 import numpy as np
-from fastai.vision.all import Callback, F, Metric, torch
+from fastai.vision.all import Callback, F, get_model, Metric, torch
 from scipy import ndimage as ndi
 from skimage.feature import peak_local_max
 from skimage.filters import gaussian, threshold_otsu
@@ -117,7 +117,8 @@ class MaskTask(Callback):
     ): self.segment, self.weight = segment, weight
 
     def before_batch(self):
-        "Take the masks off the targets, or find them"
+        "Take the masks off the targets, or find them in training"
+        self.targs = None
         if len(self.yb) > 1:
             self.targs = self.yb[-1]
             self.learn.yb = self.yb[:-1]
@@ -126,7 +127,8 @@ class MaskTask(Callback):
     def after_loss(self):
         "Add the masks' loss, in training only"
         if not self.training: return
-        self.learn.loss_grad = self.loss_grad + self.weight*mask_loss(self.model[0].mask_logits, self.targs)
+        logits = get_model(self.model)[0].mask_logits
+        self.learn.loss_grad = self.loss_grad + self.weight*mask_loss(logits, self.targs)
         self.learn.loss = self.loss_grad.clone()
 
 # %% ../../nbs/34_models.masks.ipynb #b5007760
@@ -138,10 +140,12 @@ class MaskDice(Metric):
 
     def accumulate(self, learn):
         "Add a batch"
-        found = learn.model[0].mask_logits[:, 0] > 0
-        truth = learn.mask_task.targs[:, 0] > .5
-        self.both = self.both + (found & truth).sum().item()
-        self.sum = self.sum + found.sum().item() + truth.sum().item()
+        found = get_model(learn.model)[0].mask_logits[:, 0] > 0
+        task = learn.mask_task
+        truth = (task.segment(learn.xb[0]) if task.targs is None else task.targs)[:, 0] > .5
+        def pixels(mask): return learn.to_detach(mask.sum((1, 2))).sum().item()   # of all processes
+        self.both = self.both + pixels(found & truth)
+        self.sum = self.sum + pixels(found) + pixels(truth)
 
     @property
     def value(self):

@@ -17,7 +17,8 @@ import random, time
 import numpy as np
 from fastai.callback.tracker import TrackerCallback
 from fastai.vision.all import (
-    Callback, CancelEpochException, distrib_barrier, get_model, L, num_distrib, patch, Path, rank_distrib, Tensor, torch
+    Callback, CancelEpochException, distrib_barrier, get_model, L, num_distrib, OptimWrapper, patch, Path, rank_distrib,
+    Tensor, to_device, torch
 )
 
 from ..labels import DataError
@@ -37,9 +38,11 @@ def _plain(o):
 
 # %% ../../nbs/44_train.checkpoint.ipynb #b250041b
 def _devices():
-    "Numbers of the GPUs whose random generators this process uses: all, or its own beside other processes"
+    "Numbers of the GPUs whose random generators this process uses: its own, and the others if it has them to itself"
     if not torch.cuda.is_available(): return []
-    return [torch.cuda.current_device()] if num_distrib() > 1 else list(range(torch.cuda.device_count()))
+    own = torch.cuda.current_device()
+    others = [] if num_distrib() > 1 else [o for o in range(torch.cuda.device_count()) if o != own]
+    return [own, *others]
 
 def _loaders(dls):
     "The loaders themselves, where fastai has wrapped them for several processes"
@@ -80,10 +83,10 @@ class Checkpoint(Callback):
         "Read the file, if there is one"
         self.state = self._read() if self.file.exists() else dict(values=[], seconds=[])
         self.done = len(self.state['values'])
+        self._agree()
         if self.done and not rank_distrib():
             print(f'{self.file.name}: {self.done} of {self.n_epoch} epochs are done; going on after them', flush=True)
             for o in self._changed(): print(f'{self.file.name}: {o}; the weights will differ a little', flush=True)
-        distrib_barrier()   # all have read the file before anybody writes it
 
     def before_epoch(self):
         "Let a finished epoch pass, with its row of the log"
@@ -110,13 +113,16 @@ def _kind(self:Checkpoint):
 @patch(as_prop=True)
 def _setting(self:Checkpoint):
     "What may change between a state and a fit, though not without a word"
-    return {'batch size': _loaders(self.dls)[0].bs, 'number of processes': max(num_distrib(), 1)}
+    accumulation = getattr(self.learn, 'gradient_accumulation', None)
+    return {'batch size': _loaders(self.dls)[0].bs, 'number of processes': max(num_distrib(), 1),
+            'number of accumulated images': accumulation.n_acc if accumulation else 0}
 
 @patch
 def _changed(self:Checkpoint):
     "What has changed since the state was written, in words"
     then = self.state.get('setting', {})
     return [f'the {k} was {then[k]}, is {now}' for k, now in self._setting.items() if then.get(k, now) != now]
+
 
 # %% ../../nbs/44_train.checkpoint.ipynb #5482539f
 @patch
@@ -134,6 +140,23 @@ def _read(self:Checkpoint):
                         'Delete it to start this fit from the beginning, or choose another file.')
     return state
 
+# %% ../../nbs/44_train.checkpoint.ipynb #fe9d29a3
+def _from_all(o):
+    "A list with `o` of each process that trains this network"
+    if num_distrib() < 2 or not torch.distributed.is_initialized(): return [o]
+    everyone = [None]*num_distrib()
+    torch.distributed.all_gather_object(everyone, o)
+    return everyone
+
+@patch
+def _agree(self:Checkpoint):
+    "Wait until all processes have read the file; raises `DataError` if they have read different states"
+    found = _from_all(self.done)
+    if len(set(found)) == 1: return
+    raise DataError(f'{self.file}: one process finds {max(found)} finished epochs there, another one {min(found)}. '
+                    'Choose a folder that all processes see.')
+
+
 # %% ../../nbs/44_train.checkpoint.ipynb #5a7cf862
 @patch
 def _current(self:Checkpoint):
@@ -145,7 +168,7 @@ def _current(self:Checkpoint):
         kind=self._kind, setting=self._setting, values=self.state['values'], seconds=self.state['seconds'],
         model=get_model(self.model).state_dict(), opt=opt.state_dict(),
         grads={k: p.grad for k, p in get_model(self.model).named_parameters() if p.grad is not None},
-        waiting=waiting.count if waiting else 0, scaler=scaler.state_dict() if scaler else {},
+        waiting=waiting.count/waiting.n_acc if waiting else 0, scaler=scaler.state_dict() if scaler else {},
         train_iter=self.train_iter, recorder=dict(losses=rec.losses, lrs=rec.lrs, iters=rec.iters),
         smooth=(rec.smooth_loss.count, rec.smooth_loss.val),
         cbs={cb.name: cb.state_dict() for cb in self._stateful()})
@@ -165,29 +188,36 @@ def _save(self:Checkpoint):
     if rank_distrib(): return
     with whole_file(self.file) as f: torch.save(_plain(state), f)
 
-def _from_all(o):
-    "A list with `o` of each process"
-    if num_distrib() < 2: return [o]
-    everyone = [None]*num_distrib()
-    torch.distributed.all_gather_object(everyone, o)
-    return everyone
+
+# %% ../../nbs/44_train.checkpoint.ipynb #6b2b36fa
+@patch
+def _restore_gradients(self:Checkpoint):
+    "Put the gradients back that wait for the rest of their step"
+    state, scaler = self.state, getattr(self.learn, 'scaler', None)
+    accumulation = getattr(self.learn, 'gradient_accumulation', None)
+    grads = state['grads'] if accumulation or not state['waiting'] else {}
+    if accumulation: accumulation.count = round(state['waiting']*accumulation.n_acc)
+    scale = (scaler.get_scale() if scaler else 1)/state['scaler'].get('scale', 1)
+    for k, p in get_model(self.model).named_parameters():
+        p.grad = grads[k].to(p.device)*scale if k in grads else None
+
 
 # %% ../../nbs/44_train.checkpoint.ipynb #04b56203
 @patch
 def _restore(self:Checkpoint):
     "Put the state in place, after the last finished epoch"
-    state, rec = self.state, self.recorder
+    state, rec, scaler = self.state, self.recorder, getattr(self.learn, 'scaler', None)
     get_model(self.model).load_state_dict(state['model'])
-    self.opt.load_state_dict(state['opt'])
-    for k, p in get_model(self.model).named_parameters():
-        p.grad = state['grads'][k].to(p.device) if k in state['grads'] else None
-    if state['waiting']: self.learn.gradient_accumulation.count = state['waiting']
-    if state['scaler']: self.learn.scaler.load_state_dict(state['scaler'])
+    device = next(self.model.parameters()).device
+    self.opt.load_state_dict(state['opt'] if isinstance(self.opt, OptimWrapper) else to_device(state['opt'], device))
+    if scaler and state['scaler']: scaler.load_state_dict(state['scaler'])
+    self._restore_gradients()
     self.learn.train_iter = state['train_iter']
     for k, v in state['recorder'].items(): setattr(rec, k, v)
     rec.smooth_loss.count, rec.smooth_loss.val = state['smooth']
     for cb in self._stateful(): cb.load_state_dict(state['cbs'][cb.name])
     set_random_state(self.dls, state['random'][rank_distrib() % len(state['random'])])
+
 
 # %% ../../nbs/44_train.checkpoint.ipynb #7c222e69
 class SaveBest(TrackerCallback):
@@ -211,12 +241,25 @@ class SaveBest(TrackerCallback):
         "Write the weights of a new best epoch"
         super().after_epoch()
         self.saved |= bool(self.new_best)
-        checkpoint = getattr(self.learn, 'checkpoint', None)
-        skipped = checkpoint is not None and self.epoch < checkpoint.done
-        if self.new_best and not skipped and not rank_distrib(): save_weights(get_model(self.model), self.file)
+        if self._skipped: self._check_there()
+        elif self.new_best and not rank_distrib(): save_weights(get_model(self.model), self.file)
 
     def after_fit(self):
         "Load the best weights"
         super().after_fit()
         distrib_barrier()   # the first process may still be writing
         if self.saved: load_weights(get_model(self.model), self.file)
+
+# %% ../../nbs/44_train.checkpoint.ipynb #1acb1b3a
+@patch(as_prop=True)
+def _skipped(self:SaveBest):
+    "Was this epoch finished before the fit was interrupted?"
+    return self.epoch < getattr(getattr(self.learn, 'checkpoint', None), 'done', 0)
+
+@patch
+def _check_there(self:SaveBest):
+    "Is the best epoch's file still there? Raises `DataError`"
+    if not self.saved or self.file.exists(): return
+    raise DataError(f'{self.file}: no such file, but it held the best weights so far. Bring it back, or delete '
+                    f'{self.learn.checkpoint.file} to start this fit from the beginning.')
+
