@@ -125,6 +125,26 @@ def test_export_holds_no_images(data, tmp_path):
         expected = learn.get_preds(dl=source_dl(learn.dls, pack, df.Id[:8]))[0]
         assert torch.allclose(again.get_preds(dl=source_dl(again.dls, pack, df.Id[:8]))[0], expected)
 
+def test_learner_loads_where_its_pack_is_not(data, tmp_path):
+    "The images of a loaded learner are new ones: an array, files, another folder; its own are missing, and it says so"
+    df, pack, folder = data
+    away = build_pack(folder, tmp_path/'pack', size=32, workers=0, progress=False)
+    learn = Learner(make((df, away, None)), nn.Sequential(nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(4, 28)),
+                    path=tmp_path)
+    with learn.no_bar(): expected = learn.get_preds(dl=source_dl(learn.dls, pack, df.Id[:3]))[0]
+    learn.export('learner.pkl')
+    away.close()
+    (tmp_path/'pack').rename(tmp_path/'elsewhere')
+    again = load_learner(tmp_path/'learner.pkl', cpu=True)
+    files = [folder/f'{i}.npy' for i in df.Id[:3]]
+    with again.no_bar():
+        for dl in (source_dl(again.dls, folder, df.Id[:3]), again.dls.test_dl(files)):
+            assert torch.allclose(again.get_preds(dl=dl)[0], expected, atol=1e-6)
+        assert torch.allclose(again.predict(pack[pack.index([df.Id[1]])[0]])[2], expected[1], atol=1e-6)
+        for ask in (lambda: again.predict(df.Id[1]), lambda: again.get_preds(dl=again.dls.test_dl(list(df.Id[:2])))):
+            with pytest.raises(DataError, match='no such pack.*source_dl'): ask()
+    assert 'elsewhere' not in repr(again.dls.valid) and not len(again.dls.train_ds)
+
 @pytest.mark.parametrize('world_size', [2, 3])
 def test_ranks_share_an_epoch(data, world_size):
     from fastai.distributed import DistributedDL

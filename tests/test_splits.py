@@ -93,3 +93,30 @@ def test_no_pairs_is_an_answer():
     empty = near_pairs(np.zeros((1, 24), np.uint8))
     assert len(empty) == 0 and list(empty) == ['i', 'j', 'distance']
     assert list(duplicate_groups(np.array([[0]*24, [255]*24], np.uint8))) == [0, 1]
+
+@pytest.mark.parametrize('blank', ['', '  ', 'nan', 'NaN', None, np.nan])
+def test_blank_groups_stand_for_themselves(blank):
+    "As a CSV gives them, however they are written"
+    df = pd.DataFrame(dict(Id=[f'{i:03}' for i in range(300)], Target='0'))
+    df['group'] = pd.Series([blank]*298 + ['x', ' x '], dtype=object)
+    fold = stratified_folds(df, 5, groups='group').fold
+    assert sorted(fold.value_counts()) == [60]*5 and fold[298] == fold[299]
+    joined = join_groups(df.group)
+    assert len(set(joined)) == 299 and joined[298] == joined[299]
+
+def test_lists_from_csv_mean_what_they_say():
+    from hpa_fastai.data.block import valid_rows
+    df = pd.DataFrame(dict(Id=list('abcd'), Target='0', fold=['0', '1', '0', '-1'],
+                           is_valid=['True', 'False', '', 'false'], word=['yes', 'No', 'TRUE', '0'], bad=['1', '0', 'x', '0']))
+    assert valid_rows(df, 0).tolist() == [0, 2]
+    assert valid_rows(df, 'is_valid').tolist() == [0]
+    assert valid_rows(df, 'word').tolist() == [0, 2]
+    for valid, said in ((7, 'nobody'), ('bad', "row 3: bad is 'x'"), ('isvalid', 'it has Id, Target, fold')):
+        with pytest.raises(DataError, match=said): valid_rows(df, valid)
+    with pytest.raises(DataError, match="row 2: fold is 'one'"): valid_rows(df.assign(fold=['0', 'one', '0', '0']), 0)
+
+def test_unknown_antibodies_are_no_class():
+    from hpa_fastai.explain.neighbours import learnt_groups
+    df = pd.DataFrame(dict(Id=list('abcdef'), Target='0', antibody=['x', '', 'y', ' ', 'x', '']))
+    groups = learnt_groups(df, held_out=['e', 'f'])
+    assert list(groups.Id) == ['a', 'c', 'e'] and list(groups.group) == [0, 1, 0]

@@ -136,16 +136,25 @@ def valid_rows(
     labels=LABELS # Names of the labels, in order
 ) -> np.ndarray: # Row numbers, ascending
     "Return the rows that are held out for validation; raises `DataError`"
-    if isinstance(valid, float): return np.flatnonzero(stratified_holdout(df, valid, seed, labels=labels).is_valid)
+    if isinstance(valid, float): return _fraction(df, valid, seed, labels)
     if isinstance(valid, (int, np.integer)): rows = np.flatnonzero(_folds(df, valid) == valid)
     elif isinstance(valid, str): rows = np.flatnonzero(yes_rows(df, valid))
     else: return _rows_of(df, valid)
-    if not len(rows): raise DataError(f'valid={valid!r} holds nobody out; choose a fold or a column that some of the {len(df)} rows have')
+    if not len(rows):
+        raise DataError(f'valid={valid!r} holds nobody out of {len(df)} rows; choose another fold or column')
     return rows
 
 # %% ../../nbs/27_data.block.ipynb #6a6fb2ad
+def _fraction(df, share, seed, labels):
+    "A stratified part of the rows, without those that are only learnt from"
+    scored = ~yes_rows(df, 'train_only') if 'train_only' in df else np.ones(len(df), bool)
+    if not scored.any(): raise DataError(f'all {len(df)} rows are train_only; leave some to hold out')
+    holdout = stratified_holdout(df[scored], share, seed, labels=labels)
+    return np.flatnonzero(scored)[holdout.is_valid.to_numpy()]
+
 def _folds(df, valid):
     "The fold of each row"
+    if valid < 0: raise DataError(f'fold {valid} is for training only; choose one from 0')
     if 'fold' in df: return fold_numbers(df)
     raise DataError(f'valid is fold {valid}, but the labels have no column fold; add it with stratified_folds')
 

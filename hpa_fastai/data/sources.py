@@ -19,7 +19,7 @@ import pandas as pd
 from ..labels import DataError
 from ..workers import map_threads
 from ..images.samples import find_samples, open_rgby, resize_rgby, TensorRGBY
-from ..images.pack import open_pack
+from ..images.pack import MissingPack, open_pack
 
 # %% ../../nbs/25_data.sources.ipynb #61f8c6db
 class ImageFiles:
@@ -109,7 +109,7 @@ class OpenRGBY(DisplayedTransform):
     def __init__(self,
         source=None # As `image_source` takes it; None if items are images themselves
     ):
-        self.source = None if source is None else image_source(source)
+        self.source, self.missing = None if source is None else image_source(source), None
         super().__init__()
 
     def id_of(self, o):
@@ -119,6 +119,7 @@ class OpenRGBY(DisplayedTransform):
     def encodes(self, o):
         "Open the image of an item"
         item = self.id_of(o)
+        if self.missing is not None and isinstance(item, str): self.missing.index([item])   # says what to do
         if self.source is not None: item = self.source[self.source.index([item])[0]]
         return TensorRGBY.create(item)
 
@@ -126,3 +127,8 @@ class OpenRGBY(DisplayedTransform):
     def name(self):
         "How a pipeline is printed"
         return f'OpenRGBY({"" if self.source is None else self.source})'
+
+    def __setstate__(self, state):
+        "Where the pack is gone, items are images themselves"
+        self.__dict__.update(state)
+        if isinstance(self.source, MissingPack): self.source, self.missing = None, self.source

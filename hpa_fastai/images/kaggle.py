@@ -22,6 +22,14 @@ from .pack import build_pack
 from .splits import fold_numbers, group_codes, hpa_groups, stratified_folds, yes_rows
 from .duplicates import duplicate_groups, hash_images
 
+# %% ../../nbs/17_images.kaggle.ipynb #0f08d730
+def _scored_rows(path, df):
+    "Which rows of the list in `path` are scored; raises `DataError` if none are"
+    if 'train_only' not in df: return np.ones(len(df), bool)
+    scored = ~yes_rows(df, 'train_only', path)
+    if scored.any(): return scored
+    raise DataError(f'{path}: all {len(df)} images are train_only; leave some to score')
+
 # %% ../../nbs/17_images.kaggle.ipynb #65b6577f
 class KaggleFolder:
     "A data set in Kaggle's layout: lists and files, checked; raises `DataError`"
@@ -33,8 +41,7 @@ class KaggleFolder:
             raise DataError(f'{path}: no such folder; give the one that holds train.csv and train/')
         self.train = read_labels(self.path/'train.csv')
         self.targs = encode_targets(self.train.Target)
-        self.scored = np.ones(len(self.train), bool)
-        if 'train_only' in self.train: self.scored = ~yes_rows(self.train, 'train_only')
+        self.scored = _scored_rows(self.path/'train.csv', self.train)
         self.train_samples = find_samples(self.path/'train', self.train.Id)
         self.test_ids, self.test_samples = [], {}
         if self._has_test():
@@ -84,9 +91,9 @@ def _no_duplicates(df, pack):
 def _by_group(df, pack):
     "Images with the same value in the column `group`, or of the same antibody, are a group"
     groups = df['group'] if 'group' in df else hpa_groups(df.Id)
-    if (groups != '').any(): return groups.to_numpy()
-    raise DataError(f'train.csv has no column group to make folds by (it has {", ".join(df.columns)}); '
-                    'add it, or take another validation')
+    if (group_codes(groups) >= 0).any(): return groups.to_numpy()
+    lack = 'is blank in its column group' if 'group' in df else f'has no column group (it has {", ".join(df.columns)})'
+    raise DataError(f'train.csv {lack}; write there what must stay together, or take another validation')
 
 VALIDATION = dict(stratified=_stratified, no_duplicates=_no_duplicates, groups=_by_group)
 
@@ -98,7 +105,7 @@ def validation_rule(
     if name not in VALIDATION: raise DataError(f'no validation {name!r}; there are {", ".join(VALIDATION)}')
     return VALIDATION[name]
 
-# %% ../../nbs/17_images.kaggle.ipynb #8d12dff2
+# %% ../../nbs/17_images.kaggle.ipynb #9382902f
 def _make_folds(data, pack, validation, n_folds, seed):
     "Id, fold and group of all training images"
     groups, scored = validation_rule(validation)(data.train, pack), data.scored
@@ -109,6 +116,14 @@ def _make_folds(data, pack, validation, n_folds, seed):
     folds.loc[scored, 'fold'] = dealt.fold.to_numpy()
     return folds
 
+def _checked_folds(path, folds, scored):
+    "The folds of a run; raises `DataError` if they hold out other rows than those that are `scored`"
+    differ = (folds >= 0) != scored
+    if not differ.any(): return folds
+    raise DataError(f'{path}: does not fit the column train_only of train.csv, in which {(~scored).sum()} images that are '
+                    'only learnt from are marked; the data has changed since the run began, so give another folder')
+
+# %% ../../nbs/17_images.kaggle.ipynb #8d12dff2
 def keep_folds(
     path, # CSV with Id and fold: written if it isn't there, read otherwise
     data, # A `KaggleFolder`
@@ -126,7 +141,7 @@ def keep_folds(
     if set(folds.index) != set(train.Id):
         raise DataError(f'{path}: its Ids are not those of train.csv; the data has changed since the run began, '
                         'so give another folder')
-    return fold_numbers(folds.loc[train.Id])
+    return _checked_folds(path, fold_numbers(folds.loc[train.Id]), data.scored)
 
 # %% ../../nbs/17_images.kaggle.ipynb #2febd24c
 @patch

@@ -49,8 +49,9 @@ def _filled(df, column, values):
 
 def _rows(folder, further):
     "The list of a folder, with `source`, `train_only` and `group`"
-    df = read_labels(folder/'train.csv')
-    only = further | (yes_rows(df, 'train_only') if 'train_only' in df else np.zeros(len(df), bool))
+    path = folder/'train.csv'
+    df = read_labels(path)
+    only = further | (yes_rows(df, 'train_only', path) if 'train_only' in df else np.zeros(len(df), bool))
     groups = _filled(df, 'group', hpa_groups(df.Id))
     df = df.assign(source=_filled(df, 'source', folder.name), train_only=np.where(only, 'yes', 'no'))
     return df.assign(group=groups) if (groups != '').any() else df

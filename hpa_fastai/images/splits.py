@@ -54,18 +54,19 @@ def _encode(df, labels, targets):
 # %% ../../nbs/13_images.splits.ipynb #282e5b80
 def group_codes(
     values # Name or number of each row's group
-) -> np.ndarray: # 0, 1, … in the order of first appearance; −1 where the value is missing (None, NaN or blank)
-    "Number the groups of rows"
-    values = pd.Series(np.asarray(values, object))
-    blank = values.map(lambda o: isinstance(o, str) and not o.strip())
-    return pd.factorize(values.mask(blank))[0]
+) -> np.ndarray: # 0, 1, … in the order of first appearance; −1 where the value is missing (None, NaN, blank or 'nan')
+    "Number the groups of rows; blanks around a name don't count"
+    values = pd.Series(np.asarray(values, object)).map(lambda o: o.strip() if isinstance(o, str) else o)
+    return pd.factorize(values.mask(values.astype(str).str.lower().isin(['', 'nan', 'none'])))[0]
 
 # %% ../../nbs/13_images.splits.ipynb #f239df7f
+_hpa_id = r'([0-9]+)_[0-9a-z]+_[A-P][0-9]+_[0-9]+(?:_[0-9a-z]+)?'   # antibody, plate, well, field, perhaps a mark
+
 def hpa_groups(
     ids # Ids of images
 ) -> pd.Series: # The antibody of each, as text; blank where the Id doesn't have the Atlas' form
     "The antibodies that Ids of the Human Protein Atlas begin with"
-    return pd.Series(ids, dtype=object).astype(str).str.extract(r'^([0-9]+)_[0-9]+_[A-P][0-9]+_[0-9]+$')[0].fillna('')
+    return pd.Series(ids, dtype=object).astype(str).str.extract(f'^{_hpa_id}$')[0].fillna('')
 
 # %% ../../nbs/13_images.splits.ipynb #cad38eaa
 _yes, _no = ('true', 'yes', 'y', '1', '1.0'), ('false', 'no', 'n', '0', '0.0', '', 'nan', 'none')
@@ -77,13 +78,15 @@ def _column(df, name):
 
 def yes_rows(
     df, # A list
-    column:str # Name of a column with yes, true or 1, and no, false, 0 or blank
+    column:str, # Name of a column with yes, true or 1, and no, false, 0 or blank
+    path=None # File that the list was read from, for the message of an error
 ) -> np.ndarray: # (rows,) bool
     "Which rows of a list say yes; raises `DataError`"
     words = _column(df, column).astype(str).str.strip().str.lower()
     wrong = ~words.isin([*_yes, *_no]).to_numpy()
     if wrong.any():
-        raise DataError(f'row {wrong.argmax() + 1}: {column} is {df[column].iloc[wrong.argmax()]!r}; write yes or no')
+        file, row = f'{path}: ' if path else '', wrong.argmax()
+        raise DataError(f'{file}row {row + 1}: {column} is {df[column].iloc[row]!r}; write yes or no')
     return words.isin(_yes).to_numpy()
 
 # %% ../../nbs/13_images.splits.ipynb #835b57b0
