@@ -107,7 +107,8 @@ def test_blank_groups_stand_for_themselves(blank):
 def test_lists_from_csv_mean_what_they_say():
     from hpa_fastai.data.block import valid_rows
     df = pd.DataFrame(dict(Id=list('abcd'), Target='0', fold=['0', '1', '0', '-1'],
-                           is_valid=['True', 'False', '', 'false'], word=['yes', 'No', 'TRUE', '0'], bad=['1', '0', 'x', '0']))
+                           is_valid=['True', 'False', '', 'false'], word=['yes', 'No', 'TRUE', '0'],
+                           bad=['1', '0', 'x', '0']))
     assert valid_rows(df, 0).tolist() == [0, 2]
     assert valid_rows(df, 'is_valid').tolist() == [0]
     assert valid_rows(df, 'word').tolist() == [0, 2]

@@ -120,8 +120,8 @@ def _checked_folds(path, folds, scored):
     "The folds of a run; raises `DataError` if they hold out other rows than those that are `scored`"
     differ = (folds >= 0) != scored
     if not differ.any(): return folds
-    raise DataError(f'{path}: does not fit the column train_only of train.csv, in which {(~scored).sum()} images that are '
-                    'only learnt from are marked; the data has changed since the run began, so give another folder')
+    raise DataError(f'{path}: does not fit the column train_only of train.csv, which marks {(~scored).sum()} images '
+                    'that are only learnt from; the data has changed since the run began, so give another folder')
 
 # %% ../../nbs/17_images.kaggle.ipynb #8d12dff2
 def keep_folds(

@@ -54,7 +54,7 @@ def _encode(df, labels, targets):
 # %% ../../nbs/13_images.splits.ipynb #282e5b80
 def group_codes(
     values # Name or number of each row's group
-) -> np.ndarray: # 0, 1, … in the order of first appearance; −1 where the value is missing (None, NaN, blank or 'nan')
+) -> np.ndarray: # 0, 1, … in the order of first appearance; −1 where it is missing (None, NaN, blank, 'nan')
     "Number the groups of rows; blanks around a name don't count"
     values = pd.Series(np.asarray(values, object)).map(lambda o: o.strip() if isinstance(o, str) else o)
     return pd.factorize(values.mask(values.astype(str).str.lower().isin(['', 'nan', 'none'])))[0]
