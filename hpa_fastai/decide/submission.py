@@ -20,6 +20,7 @@ from hpa_fastai.labels import (
     DataError, decode_targets, label_counts, LABELS, parse_target, read_csv_checked, read_submission
 )
 from ..files import whole_file
+from ..images.splits import yes_rows
 
 # %% ../../nbs/51_decide.submission.ipynb #a84e65d8
 def write_probs(
@@ -108,6 +109,8 @@ def check_submission(
     _check_label_sets(df, path, labels)
     out = label_counts(df.Predicted, labels)[['label', 'images']].rename(columns={'images': 'predicted'})
     if train is not None:
-        targets = read_csv_checked(train, ['Id', 'Target']).Target
+        df_train = read_csv_checked(train, ['Id', 'Target'])
+        if 'train_only' in df_train: df_train = df_train[~yes_rows(df_train, 'train_only', train)]
+        targets = df_train.Target
         out['expected'] = np.round(label_counts(targets, labels).images/len(targets)*len(df)).astype(int)
     return out
