@@ -65,7 +65,9 @@ def test_notebook(nb):
         imports = [isinstance(o, (ast.Import, ast.ImportFrom)) for o in ast.parse(s).body]
         assert all(imports) or not any(imports) or nb.stem == 'index', f'imports belong in cells of their own: {s}'
     run_cells = [c for c in read_cells(nb) if c['cell_type'] == 'code']
-    assert not any(o['output_type'] == 'error' for c in run_cells for o in c['outputs'])
+    outputs = [o for c in run_cells for o in c['outputs']]
+    assert not any(o['output_type'] == 'error' for o in outputs)
+    assert not any('Warning' in ''.join(o['text']) for o in outputs if o.get('name') == 'stderr')
 
 # Each part may import from the parts named before it. The simulator comes last in the book, but needs only the ground.
 floors = ['ground', 'images', 'simulate', 'data', 'models', 'train', 'decide', 'explain', 'runs', 'cli']

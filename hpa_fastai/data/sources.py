@@ -109,7 +109,8 @@ class OpenRGBY(DisplayedTransform):
     def __init__(self,
         source=None # As `image_source` takes it; None if items are images themselves
     ):
-        self.source, self.missing = None if source is None else image_source(source), None
+        self.source = None if source is None else image_source(source)
+        self.missing = None
         super().__init__()
 
     def id_of(self, o):

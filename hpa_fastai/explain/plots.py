@@ -62,7 +62,9 @@ def plot_logs(
             axs[1].plot(epochs, log[name], f'C{k}{style}', lw=1, label=name if k == 0 else None)
     axs[0].set(xlabel='epoch', title='loss: training (dashed), validation', yscale='log')
     axs[1].set(xlabel='epoch', title='validation metrics', ylim=(0, 1))
-    for ax in axs: ax.legend(fontsize=8)
+    for ax in axs:
+        ax.legend(fontsize=8)
+        ax.xaxis.get_major_locator().set_params(integer=True)   # there is no epoch 1.2
     return axs
 
 # %% ../../nbs/61_explain.plots.ipynb #17ead429

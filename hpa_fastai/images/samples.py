@@ -79,7 +79,8 @@ def _decode(path):
     if is_grey_png and read_image_png_u8:
         with suppress(Exception): return read_image_png_u8(str(path), 'mono')[..., 0]
         # what kornia refuses, Pillow reads or explains
-    with Image.open(path, formats=FORMATS) as im: return np.asarray(im.convert('RGB') if im.mode in ('P', 'RGBA', 'CMYK') else im)
+    with Image.open(path, formats=FORMATS) as im:
+        return np.asarray(im.convert('RGB') if im.mode in ('P', 'RGBA', 'CMYK') else im)
 
 # %% ../../nbs/10_images.samples.ipynb #7a7694d4
 def _read(path):

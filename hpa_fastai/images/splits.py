@@ -85,7 +85,8 @@ def yes_rows(
     words = _column(df, column).astype(str).str.strip().str.lower()
     wrong = ~words.isin([*_yes, *_no]).to_numpy()
     if wrong.any():
-        file, row = f'{path}: ' if path else '', wrong.argmax()
+        file = f'{path}: ' if path else ''
+        row = wrong.argmax()
         raise DataError(f'{file}row {row + 1}: {column} is {df[column].iloc[row]!r}; write yes or no')
     return words.isin(_yes).to_numpy()
 

@@ -196,7 +196,8 @@ class EnsemblePredictor(Predictor):
         decider # `EnsembleRule` that combines their probabilities and decides
     ):
         self.members, self.decider = list(members), decider
-        self.size, self.bs = max(o.size for o in self.members), min(o.bs for o in self.members)
+        self.size = max(o.size for o in self.members)
+        self.bs = min(o.bs for o in self.members)
         self.labels, self.device = self.members[0].labels, self.members[0].device
         for o in self.members:
             if o.labels != self.labels:
