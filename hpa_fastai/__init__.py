@@ -49,6 +49,7 @@
 - `hpa_fastai.runs.report`: A finished run as one page: how good it is, and which labels to trust
 - `hpa_fastai.runs.setup`: A recipe's words turned into batches and a fastai `Learner`
 - `hpa_fastai.runs.stages`: Train a network, predict what it has not seen, and leave a file after every step
+- `hpa_fastai.schemas`: What each JSON file of the library may hold, and one line about the one that holds something else
 - `hpa_fastai.simulate.cells`: Four cell lines, and the layout that all stains of a field share
 - `hpa_fastai.simulate.cytoplasm`: Fourteen labels outside of the nucleus: sheets, nets, filaments and edges
 - `hpa_fastai.simulate.dataset`: A labelled field of cells for any label set, and a whole data set in Kaggle's layout

@@ -47,8 +47,9 @@ def write_json(
 def read_json(
     path # A JSON file
 ): # The parsed object
-    "Read a JSON file; raises `DataError` if it is missing or not JSON"
+    "Read a JSON file; raises `DataError` if it can't be read or is not JSON"
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError: raise DataError(f'{path}: no such file') from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    except OSError as e: raise DataError(f'{path}: not readable ({e.strerror})') from None
+    except (ValueError, RecursionError) as e:   # also numbers of thousands of digits, and a thousand brackets
         raise DataError(f'{path}: not JSON ({e}); delete it and run again') from None
