@@ -17,6 +17,7 @@ import pandas as pd
 
 from ..files import read_json, whole_file, write_json
 from ..images.kaggle import KaggleFolder, keep_folds, pack_folder, validation_rule
+from ..models.trained import record_networks
 from ..train.processes import join_processes, Processes
 from ..decide.outcome import check_decisions, decide_run, Outcome, scores_line, submit
 from ..explain.plots import plot_f1, plot_logs
@@ -95,7 +96,8 @@ def train_folds(
 def finish_run(
     job # A `RunJob` whose folds are done
 ):
-    "Decide, score, and write the files at the top of the run's folder"
+    "Record the networks, decide, score, and write the files at the top of the run's folder"
+    record_networks(job.out)
     with job.timer('decide'):
         outcome = decide_folds(job)
         scores = job.scores(outcome)

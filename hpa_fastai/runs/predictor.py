@@ -59,8 +59,8 @@ def load(cls:Predictor,
     run = Path(run)
     if (run/'ensemble.json').exists(): return EnsemblePredictor.of(run, device)
     config, models, decider, known = read_networks(run, device)
-    return cls(models, decider.rule, config['size'], config['mean'], config['std'], config['labels'], device,
-               config.get('views'), decider.ensemble, config.get('bs', 32), known)
+    return cls(models, decider.rule, config.size, config.mean, config.std, config.labels, device,
+               config.views.model_dump(exclude_unset=True), decider.ensemble, config.bs, known)
 
 # %% ../../nbs/74_runs.predictor.ipynb #87ebfcde
 @patch

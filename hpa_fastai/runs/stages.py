@@ -22,12 +22,13 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..files import read_json, whole_file, write_json
+from ..models.trained import save_config
 from ..train.processes import Processes
 from ..decide.submission import read_probs, write_probs
 from ..explain.neighbours import KnownImages, read_near, write_near
 from .setup import check_network, recipe_dls, recipe_learner
 from .fold import check_recipe, dependent_choices, fold_neighbours, read_trained, recipe_views, train_fold
-from .folder import add_near, save_config
+from .folder import add_near
 from .predictor import Predictor
 
 # %% ../../nbs/75_runs.stages.ipynb #ed257c06
