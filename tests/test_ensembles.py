@@ -68,11 +68,21 @@ def test_label_without_positives(how):
     assert np.isfinite(out).all()
     assert (Serializable.from_dict(fitted.to_dict()).predict(probs) == out).all()
 
-@pytest.mark.parametrize('trees', [{}, dict(trees='tree'), dict(trees=[1.])], ids=['none', 'text', 'number'])
-def test_trees_that_are_no_texts_are_refused(trees, tmp_path):
-    "A file of boosting must hold its trees as a list of texts"
+@pytest.mark.parametrize('trees', [{}, dict(trees='tree'), dict(trees=['tree']), dict(trees=[[[0, .5]], [['x', 1., 2., 3.]]])],
+                         ids=['none', 'text', 'texts', 'name'])
+def test_damaged_trees_are_refused(trees, tmp_path):
+    "A file of boosting holds its trees as lists of numbers"
     write_json(tmp_path/'weights.json', dict(kind='Boosting', params={}, state=dict(weights=[.5, .5], **trees)))
     with pytest.raises(DataError, match='weights.json: not an ensemble'): load_ensemble(tmp_path/'weights.json')
+
+def test_trees_need_no_lightgbm(monkeypatch):
+    "Whoever only predicts can do without it"
+    pytest.importorskip('lightgbm', reason='LightGBM is an extra')
+    probs, targs = predictions(0)
+    fitted = make_ensemble('boosting').fit(probs, targs)
+    expected = fitted.predict(probs)
+    monkeypatch.setitem(sys.modules, 'lightgbm', None)
+    assert (Serializable.from_dict(fitted.to_dict()).predict(probs) == expected).all()
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_not_finite(bad):

@@ -125,7 +125,7 @@ class RankMean(Ensemble):
         self.reference = np.moveaxis(np.quantile(probs, _rank_levels, axis=1), 0, -1)
 
     def _predict(self, probs):
-        places = [[np.interp(p, r, _rank_levels) for p, r in zip(model.T, reference)]
+        places = [[np.interp(p, r, _rank_levels) for p, r in zip(model.T, reference, strict=True)]
                   for model, reference in zip(probs, self.reference)]
         return np.mean(places, 0).T
 
@@ -218,14 +218,34 @@ def _lightgbm():
     return lightgbm
 
 # %% ../../nbs/56_decide.ensembles.ipynb #ed551469
+def _as_lists(o):
+    "A tree of LightGBM's `dump_model` as lists"
+    if 'leaf_value' in o: return o['leaf_value']
+    return [o['split_feature'], o['threshold'], _as_lists(o['left_child']), _as_lists(o['right_child'])]
+
 def _grow_trees(x, t, params):
-    "Fit the trees of one label on `x` (1 + models, images), as text; None if no image or every image has it"
+    "Fit the trees of one label on `x` (1 + models, images); None if no image or every image has it"
     if not t.any() or t.all(): return None
     lgb = _lightgbm()
     args = dict(objective='binary', num_leaves=params['leaves'], learning_rate=params['lr'], lambda_l2=params['l2'],
                 boost_from_average=False, deterministic=True, num_threads=1, seed=0, verbose=-1)
     data = lgb.Dataset(np.ascontiguousarray(x.T), t.copy(), init_score=x[0].copy())
-    return lgb.train(args, data, params['rounds']).model_to_string()
+    grown = lgb.train(args, data, params['rounds']).dump_model()
+    return [_as_lists(o['tree_structure']) for o in grown['tree_info']]
+
+def _tree_value(tree, x):
+    "What a tree adds to the logits of images `x` (1 + models, images)"
+    if not isinstance(tree, list): return np.full(x.shape[1], tree, float)
+    feature, threshold, lower, higher = tree
+    return np.where(x[feature] <= threshold, _tree_value(lower, x), _tree_value(higher, x))
+
+# %% ../../nbs/56_decide.ensembles.ipynb #56acaa14
+def _is_tree(o):
+    "Is this a tree as `_as_lists` makes them?"
+    if not isinstance(o, list): return isinstance(o, (int, float))
+    feature, threshold, lower, higher = o
+    numbers = isinstance(feature, int) and feature >= 0 and isinstance(threshold, (int, float))
+    return numbers and _is_tree(lower) and _is_tree(higher)
 
 # %% ../../nbs/56_decide.ensembles.ipynb #40cad12c
 class Boosting(Ensemble):
@@ -237,8 +257,7 @@ class Boosting(Ensemble):
 
     def _read_state(self, name, value):
         if name != 'trees' or value is None: return super()._read_state(name, value)
-        if not isinstance(value, list) or not all(o is None or isinstance(o, str) for o in value):
-            raise TypeError('the trees are not a list of texts')
+        if not all(_is_tree(tree) for trees in value for tree in trees or []): raise TypeError('damaged trees')
         return value
 
     def _fit(self, probs, targs):
@@ -248,11 +267,8 @@ class Boosting(Ensemble):
         self.trees = [_grow_trees(x[..., c], t, self.params) for c, t in enumerate(targs.T)]
 
     def _predict(self, probs):
-        lgb, x = _lightgbm(), _mean_and_apart(self.weights, probs)
-        for c, text in enumerate(self.trees):
-            if not text: continue
-            seen = np.ascontiguousarray(x[..., c].T)
-            x[0, :, c] += lgb.Booster(model_str=text).predict(seen, raw_score=True, num_threads=1)
+        x = _mean_and_apart(self.weights, probs)
+        for c, trees in enumerate(self.trees): x[0, :, c] += sum(_tree_value(o, x[..., c]) for o in trees or [])
         return expit(x[0])
 
 # %% ../../nbs/56_decide.ensembles.ipynb #8323f71b

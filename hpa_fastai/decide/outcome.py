@@ -101,14 +101,28 @@ def save(self:EnsembleRule,
     self.ensemble.save(Path(run)/'weights.json')
     self.rule.save(Path(run)/'thresholds.json')
 
+@patch
+def is_sound(self:EnsembleRule) -> bool:
+    "Try it on two made-up images: does it give them finite scores, and labels?"
+    with np.errstate(all='ignore'):
+        n = len(getattr(self.ensemble, self.ensemble.state[0])) if self.ensemble.state else 2
+        probs = np.full((2, n, len(self.rule.thresholds)), .5, np.float32)
+        scores = self.rule.scores(self.combine(probs))
+        return bool(np.isfinite(scores).all() and self.predict(probs).any() and not np.isnan(self.rule.thresholds).any())
+
 @patch(cls_method=True)
 def load(cls:EnsembleRule,
     run # Folder of a run
 ) -> EnsembleRule: # As it was when it was saved
-    "Read what `save` wrote; raises `DataError`"
+    "Read what `save` wrote, and try it; raises `DataError`"
     file = Path(run)/'weights.json'
     ensemble = load_ensemble(file) if file.exists() else None
-    return cls(ensemble, load_rule(Path(run)/'thresholds.json'))
+    new, reason = cls(ensemble, load_rule(Path(run)/'thresholds.json')), 'no finite scores'
+    try:
+        if new.is_sound(): return new
+    except Exception as e: reason = ' '.join(str(e).split())[:150]   # whatever damaged files lead to
+    raise DataError(f'{Path(run)/"thresholds.json"}: damaged, or not from the same run as weights.json ({reason}); '
+                    'start the command that made the run again')
 
 # %% ../../nbs/57_decide.outcome.ipynb #e7746654
 @dataclass

@@ -35,29 +35,38 @@ def write_probs(
     with whole_file(path) as tmp: df.to_parquet(tmp, index=False)
 
 # %% ../../nbs/51_decide.submission.ipynb #afb01327
+_anew = 'delete it and predict again'
+
+def _read_table(path, labels):
+    "Table of Ids and probabilities, each column of the type that `write_probs` gives it"
+    try: df = pd.read_parquet(path)
+    except FileNotFoundError: raise DataError(f'{path}: no such file; predict first') from None
+    except Exception as e: raise DataError(f'{path}: not a readable Parquet file ({type(e).__name__}); {_anew}') from None
+    if list(df.columns) != ['Id', *labels]:
+        raise DataError(f'{path}: its columns are not Id and the {len(labels)} labels; '
+                        'it was written for another label list')
+    if not all(isinstance(o, str) for o in df.Id) or df.Id.duplicated().any():
+        raise DataError(f'{path}: its Ids are not texts of which each occurs once; {_anew}')
+    if any(o != np.float32 for o in df.dtypes.iloc[1:]): raise DataError(f'{path}: its values are no float32; {_anew}')
+    return df
+
 def read_probs(
     path, # What `write_probs` wrote
     ids=None, # Ids of the rows to read, in this order; by default all, in the order of the file
     labels=LABELS # Names of the labels, in order
 ) -> tuple: # Ids (list), probabilities (images, labels) float32
     "Read predicted probabilities; raises `DataError`"
-    try: df = pd.read_parquet(path)
-    except FileNotFoundError: raise DataError(f'{path}: no such file; predict first') from None
-    except Exception as e:
-        raise DataError(f'{path}: not a readable Parquet file ({type(e).__name__}); '
-                        'delete it and predict again') from None
-    if list(df.columns) != ['Id', *labels]:
-        raise DataError(f'{path}: its columns are not Id and the {len(labels)} labels; '
-                        'it was written for another label list')
+    df = _read_table(path, labels)
     if ids is not None: df = _rows_of(df, ids, path)
-    return list(df.Id), df[list(labels)].to_numpy(np.float32)
+    probs = df[list(labels)].to_numpy()
+    wrong = ~((probs >= 0) & (probs <= 1)).all(1)   # true for NaN, too
+    if wrong.any(): raise DataError(f'{path}: {df.Id.iloc[wrong.argmax()]} has a value that is no probability; {_anew}')
+    return list(df.Id), probs
 
 def _rows_of(df, ids, path):
     "The rows of `ids`, in their order"
     missing = set(ids) - set(df.Id)
-    if missing:
-        raise DataError(f'{path}: lacks {len(missing)} of the images, e.g. {sorted(missing)[0]}; '
-                        'delete it and predict again')
+    if missing: raise DataError(f'{path}: lacks {len(missing)} of the images, e.g. {min(missing)}; {_anew}')
     return df.set_index('Id').loc[list(ids)].reset_index()
 
 # %% ../../nbs/51_decide.submission.ipynb #b3765fab

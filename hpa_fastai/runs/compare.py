@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..labels import DataError
-from ..files import read_json, whole_file
+from ..files import whole_file
 from ..train.intervals import bootstrap
 from .recipes import Recipe
 from .folder import RunFolder
@@ -47,10 +47,8 @@ def score_intervals(
 # %% ../../nbs/78_runs.compare.ipynb #c8080aba
 def _made_by(run):
     "Recipe and body of a run, or how many runs an ensemble combines"
-    if (run/'ensemble.json').exists():
-        o = read_json(run/'ensemble.json')
-        return f'{o["how"]} of {len(o["runs"])}', 'ensemble'
-    recipe = Recipe.load(run/'recipe.yaml')
+    if 'runs' in run.scores: return f'{run.scores["ensemble"]} of {len(run.scores["runs"])}', 'ensemble'
+    recipe = Recipe.load(run.path/'recipe.yaml')
     return recipe.name, recipe.body
 
 # %% ../../nbs/78_runs.compare.ipynb #44d55d32
@@ -84,7 +82,7 @@ def compare_runs(
     df = score_intervals(_same_order(opened), opened[names[0]].targs, against, level, n_boot)
     rows = []
     for run in (opened[k] for k in df.index):
-        recipe, body = _made_by(run.path)
+        recipe, body = _made_by(run)
         minutes = round(run.scores.get('seconds', {}).get('train', 0)/60, 1)
         rows.append(dict(recipe=recipe, body=body, floor=run.scores['macro_f1_floor'], mean_ap=run.scores['mean_ap'],
                          minutes=minutes, chosen_on_held_out=', '.join(run.scores.get('chosen_on_held_out', []))))

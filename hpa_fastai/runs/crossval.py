@@ -13,14 +13,13 @@ __all__ = ['decide_folds', 'save_plots', 'begin_run', 'train_folds', 'finish_run
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import pandas as pd
 
 from ..files import read_json, whole_file, write_json
 from ..images.kaggle import KaggleFolder, keep_folds, pack_folder, validation_rule
 from ..models.trained import record_networks
 from ..train.processes import join_processes, Processes
 from ..decide.outcome import check_decisions, decide_run, Outcome, scores_line, submit
-from ..explain.plots import plot_f1, plot_logs
+from ..explain.plots import plot_f1, plot_logs, read_log
 from .recipes import keep_recipe, Recipe
 from .folder import write_decisions
 from .stages import check_run, RunJob, StageTimer
@@ -53,7 +52,7 @@ def save_plots(
     ax = plot_f1(outcome.table(), lines={'macro F1': scores['macro_f1'], 'floor': scores['macro_f1_floor']})
     ax.set_xlabel('F1 out of sample')
     with whole_file(job.out/'f1.png') as tmp: ax.figure.savefig(tmp, dpi=80)
-    logs = [pd.read_csv(job.out/f'fold{k}/log.csv') for k in range(job.recipe.folds)]
+    logs = [read_log(job.out/f'fold{k}/log.csv') for k in range(job.recipe.folds)]
     axs = plot_logs(logs, metrics=['macro_f1', 'mean_ap'])
     with whole_file(job.out/'curves.png') as tmp: axs[0].figure.savefig(tmp, dpi=80)
     for o in (ax, axs[0]): plt.close(o.figure)

@@ -120,9 +120,9 @@ _again = 'start the same command again, it goes on'
 class Scores(Schema, extra='allow'):
     "The content of scores.json, as far as others read it"
     macro_f1:Fraction
-    macro_f1_in_sample:Fraction=0.
-    macro_f1_floor:Fraction=0.
-    mean_ap:Fraction=0.
+    macro_f1_in_sample:Fraction
+    macro_f1_floor:Fraction
+    mean_ap:Fraction
     rule:str=''
     neighbours:dict[str, int|float]={}
     classes:list[dict]=[]
