@@ -77,8 +77,8 @@ def test_folds_over_two_processes(cells, alone, tmp_path):
     printed = finish(launch(*train(cells, tmp_path/'two', 3)))
     print(f'one process {seconds:.1f} s, two {time.time() - start:.1f} s')
     same_files(one, tmp_path/'two', 3)
-    assert 'fold 1 of 3' in printed and 'fold 3 of 3' in printed and 'fold 2 of 3' not in printed
-    assert 'fold 2 of 3' in (tmp_path/'two/process1.txt').read_text()
+    assert 'fold 0 (1 of 3)' in printed and 'fold 2 (3 of 3)' in printed and 'fold 1 (2 of 3)' not in printed
+    assert 'fold 1 (2 of 3)' in (tmp_path/'two/process1.txt').read_text()
     scores = [json.loads((o/'scores.json').read_text()) for o in (one, tmp_path/'two')]
     assert scores[0]['macro_f1'] == scores[1]['macro_f1']
 

@@ -213,7 +213,7 @@ def run_fold(self:RunJob,
 ):
     "Train and predict fold `k`, as far as that isn't done"
     if all(o.exists() for o in self.files(k).values()): return
-    print(f'fold {k+1} of {self.recipe.folds}: {self.learns_from(k).sum()} images to learn from, '
+    print(f'fold {k} ({k+1} of {self.recipe.folds}): {self.learns_from(k).sum()} images to learn from, '
           f'{len(self.held_out(k))} held out', flush=True)
     self.predict(k, self.train(k))
     if self.recipe.neighbours: self.find_neighbours(k)
