@@ -102,27 +102,32 @@ def save(self:EnsembleRule,
     self.rule.save(Path(run)/'thresholds.json')
 
 @patch
-def is_sound(self:EnsembleRule) -> bool:
+def is_sound(self:EnsembleRule,
+    n_models:int=None, # Number of models to combine; by default as many as the ensemble was fitted for
+    n_labels:int=None # Number of labels; by default as many as the rule has thresholds
+) -> bool:
     "Try it on two made-up images: does it give them finite scores, and labels?"
-    with np.errstate(all='ignore'):
-        n = len(getattr(self.ensemble, self.ensemble.state[0])) if self.ensemble.state else 2
-        probs = np.full((2, n, len(self.rule.thresholds)), .5, np.float32)
-        scores = self.rule.scores(self.combine(probs))
-        return bool(np.isfinite(scores).all() and self.predict(probs).any() and not np.isnan(self.rule.thresholds).any())
+    own, thresholds = self.ensemble, self.rule.thresholds
+    n = n_models or (len(getattr(own, own.state[0])) if own.state else 2)
+    probs = np.full((2, n, n_labels or len(thresholds)), .5, np.float32)
+    with np.errstate(all='ignore'): scores = self.rule.scores(self.combine(probs))
+    return bool(np.isfinite(scores).all() and self.predict(probs).any() and not np.isnan(thresholds).any())
 
 @patch(cls_method=True)
 def load(cls:EnsembleRule,
-    run # Folder of a run
+    run, # Folder of a run
+    n_models:int=None, # Number of models that it has to combine, if known
+    n_labels:int=None # Number of labels that it has to decide about, if known
 ) -> EnsembleRule: # As it was when it was saved
     "Read what `save` wrote, and try it; raises `DataError`"
     file = Path(run)/'weights.json'
     ensemble = load_ensemble(file) if file.exists() else None
     new, reason = cls(ensemble, load_rule(Path(run)/'thresholds.json')), 'no finite scores'
     try:
-        if new.is_sound(): return new
+        if new.is_sound(n_models, n_labels): return new
     except Exception as e: reason = ' '.join(str(e).split())[:150]   # whatever damaged files lead to
-    raise DataError(f'{Path(run)/"thresholds.json"}: damaged, or not from the same run as weights.json ({reason}); '
-                    'start the command that made the run again')
+    raise DataError(f'{Path(run)/"thresholds.json"}: damaged, or not of the same run as its networks and weights.json '
+                    f'({reason}); start the command that made the run again')
 
 # %% ../../nbs/57_decide.outcome.ipynb #e7746654
 @dataclass

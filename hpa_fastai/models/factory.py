@@ -33,14 +33,14 @@ from .gapnet import basic_cnn, gapnet_mask, gapnet_pl, PickStains
 # %% ../../nbs/35_models.factory.ipynb #d0383b6b
 NETWORKS = dict(gapnet=gapnet_pl, gapnet_mask=gapnet_mask, basic_cnn=basic_cnn)
 
-def _check_body(name):
+def _check_body(name, where=''):
     "Raise `DataError`, with the nearest name, if there is no network of that name"
     arch, _, tag = str(name).partition('.')
     if arch not in NETWORKS and not timm.is_model(arch):
         close = get_close_matches(arch, [*NETWORKS, *timm.list_models()], 1, 0.)
-        raise DataError(f'no body {name!r}; did you mean {close[0]!r}?')
+        raise DataError(f'{where}no body {name!r:.80}; did you mean {close[0]!r}?')
     tags = [o.partition('.')[2] for o in timm.list_pretrained(f'{arch}.*')] if tag else []
-    if tag and tag not in tags: raise DataError(f'{arch} has no weights {tag!r}; choose one of {", ".join(tags)}')
+    if tag and tag not in tags: raise DataError(f'{where}{arch} has no weights {tag!r}; choose one of {", ".join(tags)}')
 
 # %% ../../nbs/35_models.factory.ipynb #e59ace7b
 def _check_choice(what, value, known):
@@ -64,11 +64,12 @@ def _is_plain(value):
 
 # %% ../../nbs/35_models.factory.ipynb #c919159a
 def check_model_args(
-    body:str, # Name of the network, as in `rgby_model`
+    body:str, # Name of the network, as in `rgby_model`; it must exist
     args:dict, # Further arguments of `rgby_model`
     where:str='' # Beginning of the error, such as a file and a colon
 ):
     "Check that a network's arguments choose its shape and nothing else; raises `DataError`"
+    _check_body(body, where)
     own = NETWORKS.get(body)
     allowed = set(signature(own).parameters) if own else SHAPE_ARGS | {'input_norm', 'stem_pool'}
     for name, value in args.items():
@@ -141,6 +142,7 @@ def _not_loaded(model, weights):
 # %% ../../nbs/35_models.factory.ipynb #b3eb5f61
 def _file_model(name, make, path, weights):
     "timm's network with the tensors `weights`, which were read from `path`"
+    if not weights: raise DataError(f'{path}: holds no weights; give the weights of {name}')   # timm would ask the hub
     try: model = make(pretrained=True, pretrained_cfg_overlay=dict(state_dict=weights, custom_load=False))
     except (RuntimeError, KeyError) as e:
         raise DataError(f'{path}: not the weights of {name} ({" ".join(str(e).split())[:150]})') from None
@@ -252,10 +254,9 @@ def rgby_model(
     **kwargs # Passed to `timm.create_model`: of `SHAPE_ARGS`, such as `img_size=512` or `drop_path_rate=.1`
 ): # `nn.Sequential(body, head)` with attributes `config` and `pretrained`
     "Build a network for four-channel images with several labels; raises `DataError`"
-    _check_body(body)
+    check_model_args(body, kwargs)
     _check_choice('stem', stem, STEMS)
     _check_choice('head', head, HEADS)
-    check_model_args(body, kwargs)
     config = dict(body=body, n_out=n_out, stem=stem, head=head, weights=None, dropout=dropout, input_norm=input_norm,
                   stains=stains and list(stains), stem_pool=stem_pool, **kwargs)
     if weights == 'none': weights = None

@@ -21,13 +21,15 @@ from pydantic import Field
 from ..labels import CHANNELS, DataError, LABELS
 from ..files import read_json, write_json
 from ..schemas import Count, Fraction, Pixels, read_checked, Schema
+from .stems import STEMS
+from .heads import HEADS
 from .factory import check_model_args
 
 # %% ../../nbs/37_models.trained.ipynb #748a2c3f
 class NetworkConfig(Schema, extra='allow'):
     "How a network is built: arguments of `rgby_model`"
     body:str
-    stem:str='mean'
+    stem:Literal[tuple(STEMS)]='mean'
     weights:None=None
     dropout:Fraction=.5
     input_norm:bool=False
@@ -45,7 +47,7 @@ class NetworkConfig(Schema, extra='allow'):
 class LabelNetworkConfig(NetworkConfig):
     "A network with an output for each label"
     n_out:Annotated[int, Field(ge=1, le=10_000)]
-    head:str='concat'
+    head:Literal[tuple(HEADS)]='concat'
 
 class ViewsConfig(Schema):
     "The views that a network predicts on: arguments of `DihedralTTA`"

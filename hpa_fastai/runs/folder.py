@@ -11,7 +11,7 @@ __all__ = ['write_decisions', 'read_networks', 'write_ensemble_runs', 'EnsembleC
            'Scores', 'RunFolder', 'add_near', 'override_labels']
 
 # %% ../../nbs/73_runs.folder.ipynb #cadaf09d
-import os
+import os, re
 from functools import cached_property, reduce
 from operator import add
 from pathlib import Path
@@ -57,7 +57,7 @@ def read_networks(
     files, args = network_files(run, config), config.model.arguments(run/'model.json')
     models = [rgby_model(**{**args, 'weights': o}) for o in files]
     known = [KnownImages.load(o.parent/'arcface', device) for o in files] if config.neighbours else []
-    return config, models, EnsembleRule.load(run), known
+    return config, models, EnsembleRule.load(run, len(models), config.model.n_out), known
 
 # %% ../../nbs/73_runs.folder.ipynb #3bdb76bf
 def _relative(path, start):
@@ -112,7 +112,8 @@ def read_ensemble(
     run = Path(run)
     if not (run/'weights.json').exists():
         raise DataError(f'{run/"weights.json"}: missing, the ensemble is not finished; run hpa-ensemble again')
-    return ensemble_run_folders(run), EnsembleRule.load(run)
+    folders = ensemble_run_folders(run)
+    return folders, EnsembleRule.load(run, len(folders))
 
 # %% ../../nbs/73_runs.folder.ipynb #2d6c122e
 _again = 'start the same command again, it goes on'
@@ -162,7 +163,7 @@ class RunFolder:
     @cached_property
     def rule(self):
         "The rule from probabilities to decisions, fitted on all folds"
-        return EnsembleRule.load(self.path).rule
+        return EnsembleRule.load(self.path, n_labels=self.targs.shape[1]).rule
 
     @cached_property
     def scores(self) -> dict:
@@ -178,9 +179,11 @@ class RunFolder:
 # %% ../../nbs/73_runs.folder.ipynb #0288196b
 @patch(as_prop=True)
 def submitted(self:RunFolder): # Array (images, labels), bool; None without a submission
-    "Decisions about the test images"
+    "Decisions about the test images; raises `DataError`"
     file = self.path/'submission.csv'
-    return encode_targets(read_submission(file).Predicted).astype(bool) if file.exists() else None
+    if not file.exists(): return None
+    try: return encode_targets(read_submission(file).Predicted).astype(bool)
+    except DataError as e: raise DataError(f'{file}: {str(e).removeprefix(f"{file}: ")}') from None
 
 # %% ../../nbs/73_runs.folder.ipynb #66685545
 @patch(as_prop=True)
@@ -223,7 +226,7 @@ def images(self:RunFolder,
 ): # `Pack` of the training images, or None
     "The images that the run was trained on, if they are still there"
     for folder in [Path(packs)] if packs else _pack_folders(self.path):
-        found = [o for o in folder.glob('train-*') if o.name[6:].isdigit()]
+        found = [o for o in folder.glob('train-*') if re.fullmatch('train-[0-9]{1,5}', o.name)]
         if found: return open_pack(max(found, key=lambda o: int(o.name[6:])))
 
 # %% ../../nbs/73_runs.folder.ipynb #475b8d7e
