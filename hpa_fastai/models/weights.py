@@ -25,7 +25,8 @@ def save_weights(
 ):
     "Write the weights of `model` as safetensors"
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with whole_file(path) as tmp: safetensors.torch.save_file(tensors, tmp, {'format': 'pt'})
+    # safetensors' `save_file` would make a file that nobody but you may read
+    with whole_file(path) as tmp: tmp.write_bytes(safetensors.torch.save(tensors, {'format': 'pt'}))
 
 # %% ../../nbs/30_models.weights.ipynb #cf033b4b
 def read_weights(
