@@ -72,7 +72,7 @@ def one_at_a_time(
     folder # Folder to work in; it is created
 ):
     "Let one process at a time work in a folder; the others wait; raises `DataError` if it can't be written to"
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
     path = folder.with_name(f'.{folder.name}.lock')
     lock = FileLock(path)
     try:
