@@ -1,5 +1,5 @@
 "Files on disks that refuse, beside processes that were killed, and from strangers; and what must be installed."
-import ast, errno, os, re, signal, stat, subprocess, sys
+import ast, errno, os, re, stat, struct, subprocess, sys
 from configparser import ConfigParser
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -8,9 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hpa_fastai.files import read_json, whole_file, write_json
+from fastai.vision.all import DataLoader, DataLoaders, Learner, MSELossFlat
+from safetensors.torch import save_file
+from hpa_fastai.files import whole_file, write_json
 from hpa_fastai.labels import DataError
-from hpa_fastai.models.weights import save_weights
+from hpa_fastai.models.weights import load_weights, save_weights
+from hpa_fastai.train.checkpoint import Checkpoint
 
 root = Path(__file__).resolve().parent.parent
 posix = pytest.mark.skipif(os.name == 'nt', reason='needs kill -9 and permissions')
@@ -105,6 +108,101 @@ def test_colleagues_may_read_what_the_umask_lets_them(tmp_path, suffix, umask, m
             with whole_file(tmp_path/f'a.{suffix}') as tmp: writers[suffix](tmp)
     finally: os.umask(before)
     assert stat.S_IMODE((tmp_path/f'a.{suffix}').stat().st_mode) == mode
+
+def tensors_of(path, **tensors):
+    "A safetensors file, whatever is in it"
+    save_file(tensors, path)
+    return path
+
+weight, bias = torch.zeros(2, 2), torch.zeros(2)
+def cut(path): path.write_bytes(tensors_of(path, weight=weight, bias=bias).read_bytes()[:-8])
+def evil(path): torch.save(dict(weight=Evil(path.with_name('run')), bias=bias), path)
+
+class Evil:
+    "Runs a command when it is unpickled"
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return os.system, (f'touch {self.path}',)
+
+no_weights = {
+    'folder.safetensors': (lambda p: p.mkdir(), 'no such file'),
+    'pipe.pth': (lambda p: os.mkfifo(p), 'no such file'),
+    'cut.safetensors': (cut, 'not weights'),
+    'empty.safetensors': (lambda p: p.write_bytes(b''), 'not weights'),
+    'header.safetensors': (lambda p: p.write_bytes(struct.pack('<Q', 10**10) + b'{}'), 'not weights'),
+    'text.safetensors': (lambda p: p.write_text('{"weight": [1]}'), 'not weights'),
+    'text.pth': (lambda p: p.write_text('{"weight": [1]}'), 'not weights'),
+    'evil.pth': (evil, 'not weights'),
+    'evil.safetensors': (evil, 'not weights'),
+    'number.pth': (lambda p: torch.save(3, p), 'not weights'),
+    'words.pth': (lambda p: torch.save(dict(weight='x', bias=bias), p), 'no ordinary tensor'),
+    'sparse.pth': (lambda p: torch.save(dict(weight=weight.to_sparse(), bias=bias), p), 'no ordinary tensor'),
+    'huge.pth': (lambda p: torch.save(dict(weight=torch.zeros(1).expand(10**6, 10**6)), p), 'larger than the file'),
+    'ints.safetensors': (lambda p: tensors_of(p, weight=weight.int(), bias=bias), 'another model; 1 tensors'),
+    'shape.safetensors': (lambda p: tensors_of(p, weight=weight[:1], bias=bias), 'another model; 1 tensors'),
+    'nan.safetensors': (lambda p: tensors_of(p, weight=weight/0, bias=bias), "'weight' holds nan")}
+
+@posix
+@pytest.mark.parametrize('name', no_weights)
+def test_what_is_no_weights(tmp_path, name):
+    "One line with the file's name; the network stays as it was, and nothing has run"
+    make, message = no_weights[name]
+    make(tmp_path/name)
+    model = torch.nn.Linear(2, 2)
+    before = model.weight.clone()
+    with pytest.raises(DataError, match=message) as e: load_weights(model, tmp_path/name)
+    assert name in str(e.value) and '\n' not in str(e.value) and len(str(e.value)) < 500
+    assert torch.equal(model.weight, before)
+    assert [o.name for o in tmp_path.iterdir()] == [name]
+
+@pytest.mark.parametrize('version, may', [('2.4.0', False), ('2.5.1+cu124', False), ('2.9.1', False),
+                                          ('2.10.0', True), ('2.10.0+cpu', True), ('3.0.0.dev1', True)])
+def test_pickles_are_for_versions_without_a_known_hole(tmp_path, monkeypatch, version, may):
+    model = torch.nn.Linear(2, 2)
+    torch.save(model.state_dict(), tmp_path/'a.pth')
+    save_weights(model, tmp_path/'a.safetensors')
+    monkeypatch.setattr(torch, '__version__', version)
+    load_weights(model, tmp_path/'a.safetensors')
+    if may: load_weights(model, tmp_path/'a.pth')
+    else:
+        with pytest.raises(DataError, match=f'a.pth: torch {re.escape(version)}.*update.*safetensors'):
+            load_weights(model, tmp_path/'a.pth')
+
+def learner(path):
+    items = [(torch.ones(2), torch.ones(1))]*4
+    dls = DataLoaders(*(DataLoader(items, bs=2, num_workers=0) for _ in range(2)), device='cpu')
+    return Learner(dls, torch.nn.Linear(2, 1), MSELossFlat(), path=path)
+
+def fit(path, epochs=2):
+    learn = learner(path)
+    with learn.no_bar(), learn.no_logging(): learn.fit(epochs, cbs=Checkpoint(path/'phase0.pt'))
+    return learn
+
+wrong_states = dict(
+    evil=lambda s, p: s | dict(kind=Evil(p/'run')),
+    a_list=lambda s, p: [s],
+    no_model=lambda s, p: {k: v for k, v in s.items() if k != 'model'},
+    other_weights=lambda s, p: s | dict(model=dict(weight=torch.zeros(3))),
+    words=lambda s, p: s | dict(model=dict(weight='x', bias='y')),
+    random=lambda s, p: s | dict(random=[{}]),
+    no_random=lambda s, p: s | dict(random=[]),
+    optimizer=lambda s, p: s | dict(opt={}),
+    rows=lambda s, p: s | dict(values=s['values']*3),
+    times=lambda s, p: s | dict(seconds=['x', 'y']))
+
+@pytest.mark.parametrize('change', wrong_states.values(), ids=wrong_states)
+def test_a_state_that_was_tampered_with(tmp_path, change):
+    fit(tmp_path)
+    state = torch.load(tmp_path/'phase0.pt', weights_only=True)
+    torch.save(change(state, tmp_path), tmp_path/'phase0.pt')
+    with pytest.raises(DataError, match='phase0.pt: .*Delete it to start') as e: fit(tmp_path)
+    line = str(e.value).splitlines()[-1].strip()     # fastai adds lines before it
+    assert line.startswith(str(tmp_path/'phase0.pt')) and len(line) < 500 and not (tmp_path/'run').exists()
+
+@posix
+@pytest.mark.parametrize('make', [lambda p: p.mkdir(), os.mkfifo, lambda p: p.write_bytes(b'PK'), lambda p: p.touch()])
+def test_a_state_that_is_no_state(tmp_path, make):
+    make(tmp_path/'phase0.pt')
+    with pytest.raises(DataError, match='phase0.pt: '): fit(tmp_path)
 
 def required(option):
     "Names of the distributions in a list of requirements"
