@@ -23,7 +23,8 @@
 - `hpa_fastai.explain.neighbours`: Train a network to find each image's nearest neighbour
 - `hpa_fastai.explain.plots`: Learning curves, F1 of each label, confusions, thresholds, and the worst images
 - `hpa_fastai.files`: Atomic file writes: a file is either complete or absent
-- `hpa_fastai.images.download`: Get images of the Human Protein Atlas and of the competition
+- `hpa_fastai.images.competition`: Get them from Kaggle, and unpack them without harm
+- `hpa_fastai.images.download`: Get images of the Human Protein Atlas
 - `hpa_fastai.images.duplicates`: Find images of the same field, shifted, brighter or noisier, among all pairs
 - `hpa_fastai.images.kaggle`: Lists and files checked together, packed, and divided into folds
 - `hpa_fastai.images.merging`: Add other labelled images to the competition's, without taking any image twice
@@ -68,6 +69,7 @@
 - `hpa_fastai.train.metrics`: Macro F1 as the competition scored it, and average precision
 - `hpa_fastai.train.processes`: Share one job between several GPUs or machines, one process for each
 - `hpa_fastai.train.schedules`: Learning rates in steps, in cycles or on a plateau, beside fastai's own
+- `hpa_fastai.web`: Ask a server for one file, with an end to its size and to its time
 - `hpa_fastai.workers`: Work in several processes or threads, with results in order"""
 
 __version__ = "0.0.1"

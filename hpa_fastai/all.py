@@ -11,8 +11,9 @@ from .images.samples import TensorRGBY, composite, find_samples, open_rgby, resi
 from .images.pack import build_pack, open_pack
 from .images.splits import fold_counts, join_groups, stratified_folds, stratified_holdout
 from .images.duplicates import duplicate_groups, hash_images, leak_report, near_pairs
-from .images.download import download_list, kaggle_files
+from .images.download import download_list
 from .images.merging import merge_folders
+from .images.competition import kaggle_files
 # data
 from .data.symmetries import RandomSymmetry, dihedral_views
 from .data.normalize import StainNormalize

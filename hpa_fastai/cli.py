@@ -102,16 +102,18 @@ def hpa_simulate(
 @command('out')
 def hpa_download(
     out:str=None, # Required. Folder to write, in Kaggle's layout: train.csv, train/
-    samples:str=None, # CSV with Id and Target of samples of the Human Protein Atlas; by default Kaggle's files
+    samples:str=None, # CSV with Id and Target (and sha256) of samples of the Atlas; by default Kaggle's files
     size:int=None, # Keep grey PNGs of this side, in pixels; by default the files as they come
-    base:str=None, # URL of the antibodies' folders; by default the Human Protein Atlas, version 18
+    base:str=None, # Address of the antibodies' folders, https://…; by default the Human Protein Atlas, version 18
     workers:int=8, # Number of simultaneous requests
     per_second:float=20 # Most requests per second, of all together
 ):
     "Download images, politely; run it again to go on where it stopped"
-    from hpa_fastai.images.download import HPA_IMAGES, download_list, kaggle_files
-    if not samples: print(kaggle_files(out))
+    if not samples:
+        from hpa_fastai.images.competition import kaggle_files
+        print(kaggle_files(out))
     else:
+        from hpa_fastai.images.download import HPA_IMAGES, download_list
         print(download_list(samples, out, base=base or HPA_IMAGES, size=size, workers=workers, per_second=per_second))
 
 # %% ../nbs/90_cli.ipynb #04c83590

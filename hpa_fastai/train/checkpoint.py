@@ -23,7 +23,8 @@ from fastai.vision.all import (
 
 from ..labels import DataError
 from ..files import whole_file
-from ..models.weights import load_weights, save_weights
+from ..schemas import checked, Schema
+from ..models.weights import check_pickle, load_weights, save_weights
 
 # %% ../../nbs/44_train.checkpoint.ipynb #f6cae17b
 def _plain(o):
@@ -99,7 +100,7 @@ class Checkpoint(Callback):
     def after_epoch(self):
         "Write the state, or put it in place after the last finished epoch"
         if self.epoch >= self.done: self._save()
-        elif self.epoch == self.done - 1: self._restore()
+        elif self.epoch == self.done - 1: self._put_in_place()
 
 # %% ../../nbs/44_train.checkpoint.ipynb #fc1198ce
 @patch(as_prop=True)
@@ -125,19 +126,39 @@ def _changed(self:Checkpoint):
 
 
 # %% ../../nbs/44_train.checkpoint.ipynb #5482539f
+class _State(Schema):
+    "The parts of a state"
+    kind: dict
+    setting: dict
+    values: list[list]
+    seconds: list[float]
+    model: dict
+    opt: dict
+    grads: dict
+    waiting: float
+    scaler: dict
+    train_iter: int
+    recorder: dict
+    smooth: tuple
+    cbs: dict
+    random: list
+
 @patch
 def _read(self:Checkpoint):
     "The state in the file; raises `DataError` if it can't be read or belongs to another fit"
+    check_pickle(self.file)
+    restart = 'Delete it to start this fit from the beginning'
     try: state = torch.load(self.file, map_location='cpu', weights_only=True)
     except Exception as e:
-        raise DataError(f'{self.file}: cannot be read as the state of a fit ({type(e).__name__}). '
-                        'Delete it to start this fit from the beginning.') from None
+        raise DataError(f'{self.file}: cannot be read as the state of a fit ({type(e).__name__}). {restart}.') from None
+    checked(state, _State, self.file, restart)
     for k, now in self._kind.items():
-        then = state.get('kind', {}).get(k)
+        then = state['kind'].get(k)
         if then == now: continue
         what = 'other layers' if k == 'shapes' else f'{k}: {then} in the file, {now} in this fit'
-        raise DataError(f'{self.file}: saved by another fit ({what}). '
-                        'Delete it to start this fit from the beginning, or choose another file.')
+        raise DataError(f'{self.file}: saved by another fit ({what}). {restart}, or choose another file.')
+    if not len(state['values']) == len(state['seconds']) <= self.n_epoch:
+        raise DataError(f'{self.file}: has {len(state["values"])} rows and {len(state["seconds"])} times. {restart}.')
     return state
 
 # %% ../../nbs/44_train.checkpoint.ipynb #fe9d29a3
@@ -213,10 +234,19 @@ def _restore(self:Checkpoint):
     if scaler and state['scaler']: scaler.load_state_dict(state['scaler'])
     self._restore_gradients()
     self.learn.train_iter = state['train_iter']
-    for k, v in state['recorder'].items(): setattr(rec, k, v)
+    for k in ('losses', 'lrs', 'iters'): setattr(rec, k, state['recorder'][k])
     rec.smooth_loss.count, rec.smooth_loss.val = state['smooth']
     for cb in self._stateful(): cb.load_state_dict(state['cbs'][cb.name])
     set_random_state(self.dls, state['random'][rank_distrib() % len(state['random'])])
+
+@patch
+def _put_in_place(self:Checkpoint):
+    "Restore the state; raises `DataError` if something in it is of the wrong kind"
+    try: self._restore()
+    except torch.OutOfMemoryError: raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        raise DataError(f'{self.file}: cannot be put in place ({type(e).__name__}: {" ".join(str(e).split())[:150]}). '
+                        'Delete it to start this fit from the beginning.') from e
 
 
 # %% ../../nbs/44_train.checkpoint.ipynb #7c222e69
