@@ -162,7 +162,7 @@ def test_runs_can_be_compared(runs):
 mistakes = {
     'size: -5': 'size is -5, but should be a whole number from',
     'size: true': 'size is True, but should be a whole number',
-    'size: 64\ncrop: 65': 'crop is 65, but should be at most 64, the size of the images',
+    'size: 64\ncrop: 65': 'crop is 65, but should be at most 64, the size of images',
     'bs: 0': 'bs is 0, but should be a whole number from 1 to',
     'bs: many': "bs is 'many', but should be a whole number",
     'seed: -1': 'seed is -1, but should be a whole number from 0 to',
@@ -208,7 +208,7 @@ mistakes = {
     'bs: 0x' + 'f'*5000: 'bs is a number of thousands of digits, but',
     'bs: 0b_': 'not YAML',
     'wd: ' + '1:'*300 + '1.5': 'not YAML',
-    '['*50_000: 'nested too deeply',
+    '['*1_500: 'nested too deeply',
     'name: ' + 'x'*200_000: 'more than 100,000 characters'}
 
 @pytest.mark.parametrize('text', mistakes, ids=lambda o: o[:40])
@@ -222,7 +222,7 @@ def test_mistake_in_a_file_is_one_line(text, tmp_path):
 
 @pytest.mark.parametrize('key, value, says', [
     ('bs', '[', 'recipe default, bs: not YAML'), ('bs', '0', 'bs is 0, but should be'),
-    ('bs', '['*50_000, 'recipe default, bs: not YAML (nested too deeply'), ('bs', '!!binary aGk=', 'no anchors, aliases or tags'),
+    ('bs', '['*1_500, 'recipe default, bs: not YAML (nested too deeply'), ('bs', '!!binary aGk=', 'no anchors, aliases or tags'),
     ('phases.0', '{epochs: 0}', 'phase 1: epochs is 0'), ('phases.x', '{}', 'has no phases.x; there are 0, 1'),
     ('phases.9', '{}', 'has no phases.9; there are 0, 1'), ('lr', float('nan'), 'phase 2: lr is nan'),
     ('phases.0.lr', '.inf', 'phase 1: lr is inf'), ('bs', np.int64(8), 'bs is')])
@@ -240,7 +240,7 @@ misnamed = {
     'augment: {nope: 1}': "augment: unknown key 'nope'; did you mean",
     'augment: {gian: .1}': "augment: unknown key 'gian'; did you mean 'gain'?",
     'augment: {blur: 2}': 'augment: blur is 2, but should be a number from 0 to 1',
-    'augment: {gain: a bit}': "augment: gain is 'a bit', but should be a number from 0 to 1",
+    'augment: {gain: a bit}': "augment: gain is 'a bit', but should be a number",
     'augment: {stats: [0, 1]}': "augment: unknown key 'stats'",
     'sampling_args: {most: 2}': "sampling_args: unknown key 'most'; there are none",
     'sampling: repeat\nsampling_args: {treshold: 2}': "sampling_args: unknown key 'treshold'; did you mean 'threshold'?",
@@ -255,9 +255,9 @@ misnamed = {
     'loss_args: {weight: [1, 2]}': 'loss_args: ',
     'loss_args: {reduction: none}': 'loss_args: the loss of a batch is',
     'loss: asymmetric\nloss_args: {nope: 1}': 'loss_args: ',
-    'loss: soft_f1\nlabel_weights: 1': 'label_weights: the loss soft_f1 takes no weights of labels',
+    'loss: soft_f1\nlabel_weights: 1': 'loss_args with label_weights: ',
     'phases: [{loss: focal, loss_args: {gama: 1}}]': "phase 1, loss_args: unknown key 'gama'",
-    'phases: [{loss_args: {gamma: 1}}]': "phase 1, loss_args: unknown key 'gamma'; there are none",
+    'phases: [{loss_args: {gamma: 1}}]': 'phase 1: loss_args without loss; name it, too',
     'phases: [{schedule: sine}]': "no schedule 'sine'; there are one_cycle",
     'phases: [{schedule_args: {pct_strat: .3}}]': "phase 1, schedule_args: unknown key 'pct_strat'; did you mean 'pct_start'",
     'phases: [{schedule_args: {pct_start: 3}}]': 'phase 1, schedule_args: pct_start is 3, but should be a number from 0',
@@ -276,7 +276,7 @@ misnamed = {
     'thresholds: FixedRule\nthreshold_args: {threshold: 3}': 'threshold_args: threshold is 3, but should be',
     'thresholds: MeanRule\nthreshold_args: {rules: [ClassRule]}': 'threshold_args: ',
     'thresholds: SoftF1Rule\nthreshold_args: {halves: 1000000000}': 'threshold_args: halves is 1000000000, but should be',
-    'thresholds: RatioRule\nthreshold_args: {shares: [.1]}': 'threshold_args: ',
+    'thresholds: RatioRule\nthreshold_args: {shares: [.1, .2]}': 'threshold_args: ',
     'model_args: {nope: 1}': "resnet34 takes no argument 'nope'",
     'model_args: {pretrained: true}': "resnet34 takes no argument 'pretrained'",
     'model_args: {pretrained_cfg_overlay: {url: "http://localhost"}}': "takes no argument 'pretrained_cfg_overlay'",

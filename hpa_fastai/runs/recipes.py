@@ -44,7 +44,7 @@ class Phase:
     mix:_mix=field(default_factory=dict) # Blending of images and labels: `{mixup: .4}` or `{cutmix: 1.}`
     average:str='' # Average of the weights to validate and keep: `'ema'` or `'swa'`; by default none
     monitor:str='' # Column of the log whose best epoch is kept, e.g. `'macro_f1'`; by default the last is kept
-    patience:whole(0, 10_000)=0 # Epochs to wait for an improvement of that column (else the validation loss); 0 never stops early
+    patience:whole(0, 10_000)=0 # Epochs to wait for that column, else the validation loss, to improve; 0 never stops
 
 # %% ../../nbs/70_runs.recipes.ipynb #13c5743c
 _body = text(r'[\w.-]+', 'the name of a network, such as resnet34')
@@ -109,8 +109,8 @@ class Recipe:
     deterministic:bool=False # On GPUs too, the same numbers in every run? Slower; a few networks refuse it
     # decisions
     tta:one_of(1, 4, 8)=8 # Symmetric views of an image to predict: 1, 4 or 8
-    tta_crops:one_of(0, 1, 4, 5)=0 # Crops to predict, each in all views: 1 (centre), 4 (corners) or 5 (both); 0 takes whole images
-    tta_reduce:one_of('mean', 'max', 'logits')='mean' # How the views are combined: `'mean'`, `'max'`, or `'logits'` for the mean of the logits
+    tta_crops:one_of(0, 1, 4, 5)=0 # Crops to predict: 1 (centre), 4 (corners) or 5 (both); 0 takes whole images
+    tta_reduce:one_of('mean', 'max', 'logits')='mean' # How the views are combined; `'logits'`: mean of the logits
     ensemble:str='mean' # How the folds' networks are combined: `'mean'`, `'rank'` or `'vote'`
     thresholds:str='auto' # Rule from probabilities to label sets: `'auto'`, or the name of a kind of `Rule`
     threshold_args:dict=field(default_factory=dict) # Arguments of the rule
@@ -122,7 +122,7 @@ class Recipe:
         o = self.neighbours
         if isinstance(o, dict): self.neighbours = Neighbours(**o) if o else None
 
-# %% ../../nbs/70_runs.recipes.ipynb #bf3ca754
+# %% ../../nbs/70_runs.recipes.ipynb #59b8eef2
 def _check_part(o, cls, where): check_values(vars(o) if isinstance(o, cls) else o, field_kinds(cls), where)
 
 def _check(d, where):
@@ -132,21 +132,21 @@ def _check(d, where):
     if d.get('neighbours') is not None: _check_part(d['neighbours'], Neighbours, f'{where}, neighbours')
     check_values(d.get('masks', {}), dict(weight=number(0, 1000), um_per_px=positive(100)), f'{where}, masks')
     size, crop = d.get('size', Recipe.size), d.get('crop', Recipe.crop)
-    if crop > size: raise DataError(f'{where}: crop is {crop}, but should be at most {size}, the size of the images')
+    if crop > size: raise DataError(f'{where}: crop is {crop}, but should be at most {size}, the size of images')
 
 @patch
 def check(self:Recipe):
     "Check all values; raises `DataError`"
     _check(vars(self), f'recipe {" ".join(str(self.name).split())[:80]}')
 
-# %% ../../nbs/70_runs.recipes.ipynb #602ef951
+# %% ../../nbs/70_runs.recipes.ipynb #f39e1e2e
 @patch
 def check_args(self:Recipe,
     field:str, # Where the arguments stand, such as `loss_args`
     args:dict, # Arguments by name
     func, # Function or class that takes them
     trial=None, # Function without arguments that is called to see whether they work
-    **kwargs # To `hpa_fastai.choices.check_args`: `given`, and kinds of arguments
+    **kwargs # To `hpa_fastai.choices.check_args`: `given`
 ): # What `trial` returned
     "Check a function's arguments; raises `DataError`"
     check_args(args, func, f'recipe {self.name}, {field}', **kwargs)
