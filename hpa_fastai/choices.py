@@ -11,7 +11,7 @@ field to a recipe, or a function whose arguments a recipe may give."""
 __all__ = ['RANGES', 'whole', 'number', 'positive', 'one_of', 'text', 'list_of', 'either', 'pairs_of', 'nearest_name',
            'check_values', 'field_kinds', 'check_args', 'told', 'read_yaml', 'yaml_text']
 
-# %% ../nbs/04_choices.ipynb #2a390bb0
+# %% ../nbs/04_choices.ipynb #92c9a9d1
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import fields
@@ -28,7 +28,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 
 from .labels import DataError, LABELS
 
-# %% ../nbs/04_choices.ipynb #14fa8a6d
+# %% ../nbs/04_choices.ipynb #51752488
 @cache
 def whole(
     low:int, # Smallest value
@@ -52,7 +52,7 @@ def positive(
     "Numbers above 0"
     return Annotated[float, Field(gt=0, le=high), f'a number above 0, at most {high:,}']
 
-# %% ../nbs/04_choices.ipynb #457281dc
+# %% ../nbs/04_choices.ipynb #d287d144
 def _words(choices): return ' or '.join(filter(None, [', '.join(map(str, choices[:-1])), str(choices[-1])]))
 
 @cache
@@ -110,7 +110,7 @@ def pairs_of(
         return o
     return Annotated[dict, Field(max_length=100), AfterValidator(check), f'`key: value` pairs of {says}']
 
-# %% ../nbs/04_choices.ipynb #2c683b9f
+# %% ../nbs/04_choices.ipynb #f16f1e7d
 def _is_plain(o, depth=8):
     "Is it made of finite numbers, text and truth values, in lists and pairs that are nested a few times only?"
     if isinstance(o, dict): return depth > 0 and all(_is_plain(v, depth - 1) for kv in o.items() for v in kv)
@@ -127,12 +127,12 @@ _kinds = {
     bool: Annotated[bool, 'true or false'],
     int: Annotated[int, Field(ge=-10**12, le=10**12), 'a whole number'],
     float: Annotated[float, 'a number'],
-    str: text(r'[\P{Cc}\n\t]*', 'text'),
+    str: text(r'[\P{Cc}\n\t]*', 'plain text of at most 1,000 characters'),
     list: Annotated[list | tuple, AfterValidator(_plain), 'a list of finite numbers and words'],
     dict: Annotated[dict, AfterValidator(_plain), '`key: value` pairs of finite numbers, words and lists'],
     Any: Annotated[Any, AfterValidator(_plain), 'a finite number, a word, or a list of these']}
 
-# %% ../nbs/04_choices.ipynb #5ac13991
+# %% ../nbs/04_choices.ipynb #d77291ee
 @cache
 def _reader(kind):
     return TypeAdapter(_kinds.get(kind, kind), config=ConfigDict(strict=True, allow_inf_nan=False))
@@ -143,7 +143,7 @@ def _fits(value, kind):
     except ValidationError: return False
     return True
 
-# %% ../nbs/04_choices.ipynb #5a01fd93
+# %% ../nbs/04_choices.ipynb #1b039109
 _brief = Repr()
 _brief.maxstring = _brief.maxother = 80
 
@@ -152,7 +152,7 @@ def _shown(value):
     try: return ' '.join(_brief.repr(value).split())
     except ValueError: return 'a number of thousands of digits'
 
-# %% ../nbs/04_choices.ipynb #c4da5cc5
+# %% ../nbs/04_choices.ipynb #921b0587
 def nearest_name(
     name, # A name that isn't known
     names # The names that are, at least one
@@ -177,25 +177,26 @@ def check_values(
         says = _kinds.get(kinds[key], kinds[key]).__metadata__[-1]
         raise DataError(f'{where}: {key} is {_shown(value)}, but should be {says}{remedy}')
 
-# %% ../nbs/04_choices.ipynb #80c153ce
+# %% ../nbs/04_choices.ipynb #92d9e724
+def _is_kind(o): return o in list(_kinds) or hasattr(o, '__metadata__')
+
 @cache
 def field_kinds(
     cls # A dataclass
 ) -> dict: # Kind of each field; `object` for what is no kind
     "The kinds that a dataclass's fields declare"
-    def known(kind): return kind in _kinds or hasattr(kind, '__metadata__')
-    return {o.name: o.type if known(o.type) else object for o in fields(cls)}
+    return {o.name: o.type if _is_kind(o.type) else object for o in fields(cls)}
 
-# %% ../nbs/04_choices.ipynb #d268789c
+# %% ../nbs/04_choices.ipynb #16ba10c5
 def _parameter_kind(o):
     "The kind of a function's parameter"
-    kind = o.annotation if o.annotation in _kinds else type(o.default)
+    kind = o.annotation if _is_kind(o.annotation) else type(o.default)
     if o.default is None: return Any
     if kind is tuple: return list
     if kind is int and o.annotation is not int: return float
-    return kind if kind in _kinds else Any
+    return kind if _is_kind(kind) else Any
 
-# %% ../nbs/04_choices.ipynb #a46a9aee
+# %% ../nbs/04_choices.ipynb #28b304cd
 _p, _times, _label = number(0, 1), number(0, 1000), whole(0, len(LABELS) - 1)
 _factors = list_of(_times, 'numbers from 0 to 1,000', 1)
 RANGES = dict(
@@ -209,7 +210,7 @@ RANGES = dict(
     steepness=positive(10_000), halves=whole(1, 1000), n_boot=whole(1, 1000), prior_count=_times,  # rules
     seed=whole(0, 2**32 - 1))
 
-# %% ../nbs/04_choices.ipynb #292e0666
+# %% ../nbs/04_choices.ipynb #b478ad61
 def check_args(
     args:dict, # Arguments by name
     func, # Function or class that takes them
@@ -223,7 +224,7 @@ def check_args(
     check_values(args, takes, where)
     check_values({k: v for k, v in args.items() if k in RANGES}, RANGES, where)
 
-# %% ../nbs/04_choices.ipynb #8f078066
+# %% ../nbs/04_choices.ipynb #266e1822
 @contextmanager
 def told(
     where:str # What an error begins with
@@ -234,7 +235,7 @@ def told(
         reason = ' '.join(str(e).split())[:300]
         raise DataError(f'{where}: {reason or type(e).__name__}') from e
 
-# %% ../nbs/04_choices.ipynb #1d5c8a47
+# %% ../nbs/04_choices.ipynb #d93f2318
 class _Loader(yaml.SafeLoader):
     "PyYAML's safe loader, for pairs, lists, text, numbers and truth values only"
     def compose_node(self, parent, index):
@@ -252,14 +253,14 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     "PyYAML's safe dumper, which quotes text that `_Loader` would read as a number"
 
-# %% ../nbs/04_choices.ipynb #a467619a
+# %% ../nbs/04_choices.ipynb #a35ede9a
 _plain_tags = [f'tag:yaml.org,2002:{o}' for o in ('bool', 'float', 'int', 'null')]
 _exponent = re.compile('[-+]?[0-9]+[eE][-+]?[0-9]+$')
 _Loader.yaml_implicit_resolvers = {
     first: [o for o in rules if o[0] in _plain_tags] for first, rules in _Loader.yaml_implicit_resolvers.items()}
 for o in (_Loader, _Dumper): o.add_implicit_resolver(_plain_tags[1], _exponent, list('-+0123456789'))
 
-# %% ../nbs/04_choices.ipynb #96683744
+# %% ../nbs/04_choices.ipynb #5babf72c
 _most = 100_000
 
 def read_yaml(

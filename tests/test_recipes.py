@@ -208,7 +208,7 @@ mistakes = {
     'bs: 0x' + 'f'*5000: 'bs is a number of thousands of digits, but',
     'bs: 0b_': 'not YAML',
     'wd: ' + '1:'*300 + '1.5': 'not YAML',
-    '['*1_500: 'nested too deeply',
+    '- '*3_000: 'nested too deeply',
     'name: ' + 'x'*200_000: 'more than 100,000 characters'}
 
 @pytest.mark.parametrize('text', mistakes, ids=lambda o: o[:40])
@@ -222,7 +222,7 @@ def test_mistake_in_a_file_is_one_line(text, tmp_path):
 
 @pytest.mark.parametrize('key, value, says', [
     ('bs', '[', 'recipe default, bs: not YAML'), ('bs', '0', 'bs is 0, but should be'),
-    ('bs', '['*1_500, 'recipe default, bs: not YAML (nested too deeply'), ('bs', '!!binary aGk=', 'no anchors, aliases or tags'),
+    ('bs', '- '*3_000, 'recipe default, bs: not YAML (nested too deeply'), ('bs', '!!binary aGk=', 'no anchors, aliases or tags'),
     ('phases.0', '{epochs: 0}', 'phase 1: epochs is 0'), ('phases.x', '{}', 'has no phases.x; there are 0, 1'),
     ('phases.9', '{}', 'has no phases.9; there are 0, 1'), ('lr', float('nan'), 'phase 2: lr is nan'),
     ('phases.0.lr', '.inf', 'phase 1: lr is inf'), ('bs', np.int64(8), 'bs is')])
@@ -283,6 +283,9 @@ misnamed = {
     'model_args: {checkpoint_path: /etc/passwd}': "takes no argument 'checkpoint_path'",
     'model_args: {cache_dir: /tmp}': "takes no argument 'cache_dir'",
     'body: gapnet\nmodel_args: {input_norm: true}': "gapnet takes no argument 'input_norm'",
+    'body: gapnet\nmodel_args: {n_out: 3}': 'model_args cannot choose n_out',
+    'body: basic_cnn\nmodel_args: {stains: [red]}': 'model_args cannot choose stains; set stains in the recipe itself',
+    'label_weights: 1\nloss_args: {weight: [1]}': 'loss_args with label_weights: ',
     'opt: adagrad': "no opt 'adagrad'; there are adamw"}
 
 def check_all(recipe):

@@ -48,7 +48,7 @@ def _check_rule(name, args, where):
     "Check a rule's arguments, and fit it to some random images"
     def auto(): "Takes no arguments"
     check_args(args, RULES.get(name, auto), where, given=['rule', 'rules', 'calibrator'])
-    if name not in RULES: return
+    if not args: return
     rng = np.random.default_rng(0)
     with told(where): RULES[name](**args).fit(rng.random((56, 28)), rng.random((56, 28)) < .1)
 

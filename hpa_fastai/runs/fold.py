@@ -43,7 +43,7 @@ def _check_schedule(recipe, field, schedule, args):
     if lengths and len(lengths) != len(factors):
         raise DataError(f'recipe {recipe.name}, {field}: lengths has {len(lengths)} numbers, factors {len(factors)}')
 
-# %% ../../nbs/72_runs.fold.ipynb #894e74b9
+# %% ../../nbs/72_runs.fold.ipynb #7eacd0e1
 def _check_phase(recipe, i):
     "Check the names and arguments in a recipe's phase `i`; raises `DataError`"
     phase, field = recipe.phases[i], f'phase {i+1}'

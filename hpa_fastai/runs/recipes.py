@@ -122,7 +122,7 @@ class Recipe:
         o = self.neighbours
         if isinstance(o, dict): self.neighbours = Neighbours(**o) if o else None
 
-# %% ../../nbs/70_runs.recipes.ipynb #59b8eef2
+# %% ../../nbs/70_runs.recipes.ipynb #d90cd49f
 def _check_part(o, cls, where): check_values(vars(o) if isinstance(o, cls) else o, field_kinds(cls), where)
 
 def _check(d, where):
@@ -139,7 +139,7 @@ def check(self:Recipe):
     "Check all values; raises `DataError`"
     _check(vars(self), f'recipe {" ".join(str(self.name).split())[:80]}')
 
-# %% ../../nbs/70_runs.recipes.ipynb #f39e1e2e
+# %% ../../nbs/70_runs.recipes.ipynb #ec7cc3be
 @patch
 def check_args(self:Recipe,
     field:str, # Where the arguments stand, such as `loss_args`

@@ -37,7 +37,7 @@ def check_name(
     if choice not in names:
         raise DataError(f'recipe {recipe.name}: no {what} {choice!r}; there are {", ".join(names)}')
 
-# %% ../../nbs/71_runs.setup.ipynb #2dd030db
+# %% ../../nbs/71_runs.setup.ipynb #cc61b193
 _one_each = torch.eye(len(LABELS))   # label sets of as many images as there are labels
 
 def check_loss(
@@ -55,20 +55,29 @@ def check_loss(
     check_name(recipe, 'loss', name, LOSSES)
     recipe.check_args(field, args, LOSSES[name], trial)
 
-# %% ../../nbs/71_runs.setup.ipynb #9f86ea47
+# %% ../../nbs/71_runs.setup.ipynb #f6c33fb5
 def _check_sampling(recipe):
     "Check a recipe's sampling and its arguments"
     check_name(recipe, 'sampling', recipe.sampling, SAMPLING)
     rule, args = SAMPLING[recipe.sampling] or (lambda targets: None), recipe.sampling_args
     recipe.check_args('sampling_args', args, rule, lambda: rule(_one_each.numpy(), **args), given=['targets'])
 
-# %% ../../nbs/71_runs.setup.ipynb #a3a44fe3
+# %% ../../nbs/71_runs.setup.ipynb #12e53f71
+def _check_model_args(recipe):
+    "Check the arguments of a recipe's network; raises `DataError`"
+    check_model_args(recipe.body, recipe.model_args, f'recipe {recipe.name}: ')
+    for o in ('dropout', 'stains', 'n_in', 'n_out'):
+        if o not in recipe.model_args: continue
+        remedy = f'set {o} in the recipe itself' if hasattr(recipe, o) else 'leave it out'
+        raise DataError(f'recipe {recipe.name}: model_args cannot choose {o}; {remedy}')
+
+# %% ../../nbs/71_runs.setup.ipynb #cf63b504
 def check_setup(
     recipe # A `Recipe`
 ):
     "Check what batches and learner are made from; raises `DataError`"
     recipe.check()
-    check_model_args(recipe.body, recipe.model_args, f'recipe {recipe.name}: ')
+    _check_model_args(recipe)
     _check_sampling(recipe)
     recipe.check_args('augment', recipe.augment, rgby_augments, given=['stats'])
     check_loss(recipe, 'loss_args', recipe.loss, recipe.loss_args)
