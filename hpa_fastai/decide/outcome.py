@@ -20,6 +20,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..labels import DataError
+from ..choices import check_args, told
 from ..train.metrics import macro_f1, mean_average_precision
 from ..train.intervals import class_report
 from .submission import check_submission, write_submission
@@ -43,14 +44,23 @@ def check_fold_ensemble(
                     f'or combine finished runs with hpa-ensemble --how {how}')
 
 # %% ../../nbs/57_decide.outcome.ipynb #995fb84d
+def _check_rule(name, args, where):
+    "Check a rule's arguments, and fit it to some random images"
+    def auto(): "Takes no arguments"
+    check_args(args, RULES.get(name, auto), where, given=['rule', 'rules', 'calibrator'])
+    if not args: return
+    rng = np.random.default_rng(0)
+    with told(where): RULES[name](**args).fit(rng.random((56, 28)), rng.random((56, 28)) < .1)
+
 def check_decisions(
-    recipe # A `Recipe`, or anything else with `ensemble` and `thresholds`
+    recipe # A `Recipe`, or anything else with `name`, `ensemble`, `thresholds` and `threshold_args`
 ):
     "Check the ensemble and the thresholds that a recipe names; raises `DataError`"
     check_fold_ensemble(recipe.ensemble, f'recipe {recipe.name}: ')
     rules = ['auto', *RULES]
     if recipe.thresholds not in rules:
         raise DataError(f'recipe {recipe.name}: no thresholds {recipe.thresholds!r}; there are {", ".join(rules)}')
+    _check_rule(recipe.thresholds, recipe.threshold_args, f'recipe {recipe.name}, threshold_args')
 
 # %% ../../nbs/57_decide.outcome.ipynb #19ad9434
 def fold_ensemble(

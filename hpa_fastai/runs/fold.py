@@ -24,7 +24,7 @@ from ..train.losses import class_weights, LOSSES
 from ..train.checkpoint import Checkpoint, SaveBest
 from ..train.schedules import AVERAGES, SCHEDULES
 from ..explain.neighbours import arcface_learner, KnownImages
-from .setup import check_name, check_setup
+from .setup import check_loss, check_name, check_setup
 
 # %% ../../nbs/72_runs.fold.ipynb #a0b5c1ed
 FREEZING = dict(all=Learner.unfreeze, stem_head=Learner.freeze_body, head=Learner.freeze)
@@ -32,16 +32,25 @@ MIXES = dict(mixup=MixUp, cutmix=CutMix)
 
 # %% ../../nbs/72_runs.fold.ipynb #f5b0c5b1
 _monitors = ['train_loss', 'valid_loss', 'focal_loss', 'macro_f1', 'mean_ap']
+_of_fit = 'self', 'n_epoch', 'lr', 'lr_max', 'cbs', 'start_epoch', 'comp'   # not for a recipe to choose
 
+def _check_schedule(recipe, field, schedule, args):
+    "Check a schedule and its arguments; raises `DataError`"
+    check_name(recipe, 'schedule', schedule, SCHEDULES)
+    recipe.check_args(field, args, SCHEDULES[schedule], given=_of_fit)
+    if 'monitor' in args: check_name(recipe, 'monitor', args['monitor'], _monitors)
+    factors, lengths = args.get('factors', [1, .1, .01]), args.get('lengths')   # the default of `fit_steps`
+    if lengths and len(lengths) != len(factors):
+        raise DataError(f'recipe {recipe.name}, {field}: lengths has {len(lengths)} numbers, factors {len(factors)}')
+
+# %% ../../nbs/72_runs.fold.ipynb #7eacd0e1
 def _check_phase(recipe, i):
-    "Check the names in a recipe's phase `i`; raises `DataError`"
-    phase = recipe.phases[i]
-    if phase.epochs < 1:
-        raise DataError(f'recipe {recipe.name}, phase {i+1}: epochs is {phase.epochs}; '
-                        'choose 1 or more, or leave the phase out')
+    "Check the names and arguments in a recipe's phase `i`; raises `DataError`"
+    phase, field = recipe.phases[i], f'phase {i+1}'
     check_name(recipe, 'train', phase.train, FREEZING)
-    check_name(recipe, 'schedule', phase.schedule, SCHEDULES)
-    if phase.loss: check_name(recipe, 'loss', phase.loss, LOSSES)
+    _check_schedule(recipe, f'{field}, schedule_args', phase.schedule, phase.schedule_args)
+    if phase.loss: check_loss(recipe, f'{field}, loss_args', phase.loss, phase.loss_args)
+    elif phase.loss_args: raise DataError(f'recipe {recipe.name}, {field}: loss_args without loss; name it, too')
     if phase.average: check_name(recipe, 'average', phase.average, AVERAGES)
     if phase.monitor: check_name(recipe, 'monitor', phase.monitor, _monitors)
     for name in phase.mix: check_name(recipe, 'mix', name, MIXES)
@@ -50,11 +59,8 @@ def _check_phase(recipe, i):
 def check_recipe(
     recipe # A `Recipe`
 ):
-    "Check every name in a recipe that training needs; raises `DataError`"
+    "Check every name and argument in a recipe that training needs; raises `DataError`"
     check_setup(recipe)
-    check_name(recipe, 'tta_reduce', recipe.tta_reduce, ['mean', 'max', 'logits'])
-    if recipe.folds < 2:
-        raise DataError(f'recipe {recipe.name}: folds is {recipe.folds}; choose 2 or more, each is held out once')
     for i in range(len(recipe.phases)): _check_phase(recipe, i)
 
 # %% ../../nbs/72_runs.fold.ipynb #e5018a2d
@@ -104,10 +110,7 @@ def _train_phase(learn, recipe, i, targs):
     lr = phase.lr
     if phase.body_lr != 1: lr = slice(phase.lr*phase.body_lr, phase.lr)
     cbs = _phase_callbacks(phase, Path(learn.path)/f'phase{i}.pt')
-    try: SCHEDULES[phase.schedule](learn, phase.epochs, lr, cbs=cbs, **phase.schedule_args)
-    except TypeError as e:
-        if 'unexpected keyword' not in str(e): raise
-        raise DataError(f'recipe {recipe.name}, schedule {phase.schedule}: {e}') from None
+    SCHEDULES[phase.schedule](learn, phase.epochs, lr, cbs=cbs, **phase.schedule_args)
 
 # %% ../../nbs/72_runs.fold.ipynb #e9d40c03
 def train_fold(

@@ -13,149 +13,144 @@ __all__ = ['RECIPES', 'Phase', 'Neighbours', 'Recipe', 'keep_recipe', 'RecipeFol
 
 # %% ../../nbs/70_runs.recipes.ipynb #cadaf09d
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
-import re
 
-import yaml
 from fastcore.basics import patch
 
-from ..labels import DataError
+from ..labels import CHANNELS, DataError, LABELS
 from ..files import whole_file
-
-# %% ../../nbs/70_runs.recipes.ipynb #3fc9da02
-class _Loader(yaml.SafeLoader):
-    "PyYAML's safe loader, which here reads `1e-3` as a number"
-
-_exponent = re.compile('[-+]?[0-9]+[eE][-+]?[0-9]+$')
-_Loader.add_implicit_resolver('tag:yaml.org,2002:float', _exponent, list('-+0123456789'))
-
-def _read(text): return yaml.load(text, _Loader)
-
-# %% ../../nbs/70_runs.recipes.ipynb #9d49a3d9
-_kinds = {int: 'a whole number', float: 'a number', str: 'text', bool: 'true or false', list: 'a list',
-          dict: '`key: value` pairs'}
-
-def _fits(value, kind):
-    "Is `value` of the kind that a field declares?"
-    if kind not in _kinds: return True
-    if kind is float: return isinstance(value, (int, float))
-    return isinstance(value, kind)
-
-# %% ../../nbs/70_runs.recipes.ipynb #e34840dd
-def _check_kind(name, value, kind, where):
-    "Refuse a value that isn't of its field's kind"
-    if _fits(value, kind): return
-    remedy = ''
-    if value is None: remedy = '; write none, or leave the line out' if kind is str else '; leave the line out'
-    raise DataError(f'{where}: {name} is {value!r}, but should be {_kinds[kind]}{remedy}')
-
-# %% ../../nbs/70_runs.recipes.ipynb #92dd62c1
-def _nearest(name, names):
-    "The name in `names` that is most similar to `name`"
-    return get_close_matches(str(name), names, 1, 0.)[0]
-
-def _from_data(cls, d, where):
-    "Make a dataclass from a dictionary in which every key is one of its fields; an instance stays as it is"
-    if isinstance(d, cls): return d
-    names = [f.name for f in fields(cls)]
-    if not isinstance(d, dict):
-        raise DataError(f'{where}: {d!r} should be `key: value` pairs; the keys are {", ".join(names)}')
-    for key in d:
-        if key not in names:
-            raise DataError(f'{where}: unknown key {key!r}; did you mean {_nearest(key, names)!r}?')
-    for f in fields(cls):
-        if f.name in d: _check_kind(f.name, d[f.name], f.type, where)
-    return cls(**d)
+from hpa_fastai.choices import (
+    check_args, check_values, field_kinds, list_of, nearest_name, number, one_of, pairs_of, positive, read_yaml, text,
+    told, whole, yaml_text
+)
 
 # %% ../../nbs/70_runs.recipes.ipynb #ef75d471
+_mix = pairs_of(str, positive(100), 'a name and a number above 0')
+
 @dataclass
 class Phase:
     "A stretch of training under one schedule"
-    epochs:int=1 # Passes over the training images
-    lr:float=1e-3 # Highest learning rate of the phase
-    body_lr:float=1. # Learning rate of the body, as a fraction of `lr`; the stem's lies between the two
+    epochs:whole(1, 10_000)=1 # Passes over the training images
+    lr:positive(100)=1e-3 # Highest learning rate of the phase
+    body_lr:positive(100)=1. # Learning rate of the body, as a fraction of `lr`; the stem's lies between the two
     train:str='all' # Layers that learn: `'all'`, `'stem_head'` (the body is frozen) or `'head'`
     schedule:str='one_cycle' # Course of the learning rate, a key of `SCHEDULES`
     schedule_args:dict=field(default_factory=dict) # Arguments of the schedule
-    size:int=0 # Side that images are resized to in this phase, in pixels; 0 keeps their size
+    size:whole(0, 16_384)=0 # Side that images are resized to in this phase, in pixels; 0 keeps their size
     loss:str='' # Loss of this phase, a key of `LOSSES`; by default the recipe's
     loss_args:dict=field(default_factory=dict) # Arguments of that loss
-    mix:dict=field(default_factory=dict) # Blending of images and labels: `{mixup: .4}` or `{cutmix: 1.}`
+    mix:_mix=field(default_factory=dict) # Blending of images and labels: `{mixup: .4}` or `{cutmix: 1.}`
     average:str='' # Average of the weights to validate and keep: `'ema'` or `'swa'`; by default none
     monitor:str='' # Column of the log whose best epoch is kept, e.g. `'macro_f1'`; by default the last is kept
-    patience:int=0 # Epochs to wait for an improvement of that column (else the validation loss); 0 never stops early
+    patience:whole(0, 10_000)=0 # Epochs to wait for that column, else the validation loss, to improve; 0 never stops
 
 # %% ../../nbs/70_runs.recipes.ipynb #13c5743c
+_body = text(r'[\w.-]+', 'the name of a network, such as resnet34')
+_weights = text(r'imagenet|none|.+\.(safetensors|pth)', 'imagenet, none, or the path of a .safetensors or .pth file')
+_label_list = list_of(whole(0, len(LABELS) - 1), f'label numbers, 0 to {len(LABELS) - 1}')
+
 @dataclass
 class Neighbours:
     "A network of embeddings, by which training images pass their labels on to similar images"
-    body:str='resnet50' # A timm network
-    weights:str='imagenet' # Weights to start from, as in `Recipe`
-    epochs:int=20 # Passes over the training images
-    lr:float=1e-4 # Learning rate, constant
-    size:int=512 # Side that images are resized to for this network, in pixels; not above the recipe's
-    bs:int=32 # Images in a batch
-    n_embed:int=512 # Length of an embedding
+    body:_body='resnet50' # A timm network
+    weights:_weights='imagenet' # Weights to start from, as in `Recipe`
+    epochs:whole(1, 10_000)=20 # Passes over the training images
+    lr:positive(100)=1e-4 # Learning rate, constant
+    size:whole(8, 16_384)=512 # Side that images are resized to for this network, in pixels; not above the recipe's
+    bs:whole(1, 4096)=32 # Images in a batch
+    n_embed:whole(1, 65_536)=512 # Length of an embedding
     column:str='antibody' # Column of train.csv that groups images; without it, images of equal label sets are a group
-    threshold:float=.65 # Cosine similarity above which labels are passed on
-    exclude:list=field(default_factory=list) # Numbers of the labels that are never passed on
+    threshold:number(-1, 1)=.65 # Cosine similarity above which labels are passed on
+    exclude:_label_list=field(default_factory=list) # Numbers of the labels that are never passed on
 
 # %% ../../nbs/70_runs.recipes.ipynb #6e50118b
+_stains = list_of(one_of(*CHANNELS), 'red, green, blue or yellow', high=len(CHANNELS))
+
 def _default_phases(): return [Phase(1, 1e-2, train='stem_head'), Phase(20, 2e-3)]
 
 @dataclass
 class Recipe:
     "Every choice of a system"
-    name:str='default' # Name of the recipe
+    name:text(r'\P{Cc}+', 'a line of text')='default' # Name of the recipe
     summary:str='' # One sentence about it
     source:str='' # Its author
     reported:str='' # What its author reported
     # images
-    size:int=256 # Side to which packed images are resized, in pixels
-    crop:int=0 # Side of the random crops to train on, in pixels; 0 trains on whole images
-    stains:list=field(default_factory=list) # Channels that the network sees, by name; by default all four
+    size:whole(8, 16_384)=256 # Side to which packed images are resized, in pixels
+    crop:whole(0, 16_384)=0 # Side of the random crops to train on, in pixels; 0 trains on whole images
+    stains:_stains=field(default_factory=list) # Channels that the network sees, by name; by default all four
     # network
-    body:str='resnet34' # A timm network, or a key of `hpa_fastai.models.factory.NETWORKS`
+    body:_body='resnet34' # A timm network, or a key of `hpa_fastai.models.factory.NETWORKS`
     stem:str='mean' # Start of the fourth channel's filters, a key of `hpa_fastai.models.stems.STEMS`
     head:str='concat' # Layers from features to labels, a key of `hpa_fastai.models.heads.HEADS`
-    weights:str='imagenet' # Weights to start from: `'imagenet'`, the path of a file, or `'none'`
-    dropout:float=.5 # Dropout in the head
+    weights:_weights='imagenet' # Weights to start from: `'imagenet'`, the path of a file, or `'none'`
+    dropout:number(0, 1)=.5 # Dropout in the head
     model_args:dict=field(default_factory=dict) # Further arguments of `rgby_model`
     # what an epoch shows
     validation:str='stratified' # Way to make folds, a key of `hpa_fastai.runs.crossval.VALIDATION`
-    folds:int=5 # Number of folds; each is held out once
+    folds:whole(2, 100)=5 # Number of folds; each is held out once
     sampling:str='none' # Repeats of images in an epoch, a key of `hpa_fastai.data.sampling.SAMPLING`
     sampling_args:dict=field(default_factory=dict) # Arguments of the sampling
     augment:dict=field(default_factory=lambda: dict(gain=.2)) # Arguments of `rgby_augments`
     # training
     loss:str='focal' # A key of `hpa_fastai.train.losses.LOSSES`
     loss_args:dict=field(default_factory=dict) # Arguments of the loss
-    label_weights:float=0. # Power of 1/frequency that weighs labels in the loss; 0 weighs all alike
+    label_weights:number(0, 10)=0. # Power of 1/frequency that weighs labels in the loss; 0 weighs all alike
     masks:dict=field(default_factory=dict) # For a network that finds masks: `weight` of their loss, `um_per_px`
-    phases:list=field(default_factory=_default_phases) # `Phase`s, one after another
+    phases:list_of(object, 'phases', 1)=field(default_factory=_default_phases) # `Phase`s, one after another
     opt:str='adamw' # Optimizer, a key of `hpa_fastai.train.learner.OPTIMIZERS`
-    bs:int=32 # Images in a batch
-    accumulate:int=0 # Images in a step of the optimizer, if more than a batch; 0 steps after each batch
-    wd:float=1e-2 # Weight decay
-    clip:float=1. # Largest norm of the gradient; 0 clips nothing
-    seed:int=42 # Seed of everything random
+    bs:whole(1, 4096)=32 # Images in a batch
+    accumulate:whole(0, 10**6)=0 # Images in a step of the optimizer, if more than a batch; 0 steps after each batch
+    wd:number(0, 10)=1e-2 # Weight decay
+    clip:number(0, 10**6)=1. # Largest norm of the gradient; 0 clips nothing
+    seed:whole(0, 2**32 - 1)=42 # Seed of everything random
     deterministic:bool=False # On GPUs too, the same numbers in every run? Slower; a few networks refuse it
     # decisions
-    tta:int=8 # Symmetric views of an image to predict: 1, 4 or 8
-    tta_crops:int=0 # Crops to predict, each in all views: 1 (centre), 4 (corners) or 5 (both); 0 takes whole images
-    tta_reduce:str='mean' # How the views are combined: `'mean'`, `'max'`, or `'logits'` for the mean of the logits
+    tta:one_of(1, 4, 8)=8 # Symmetric views of an image to predict: 1, 4 or 8
+    tta_crops:one_of(0, 1, 4, 5)=0 # Crops to predict: 1 (centre), 4 (corners) or 5 (both); 0 takes whole images
+    tta_reduce:one_of('mean', 'max', 'logits')='mean' # How the views are combined; `'logits'`: mean of the logits
     ensemble:str='mean' # How the folds' networks are combined: `'mean'`, `'rank'` or `'vote'`
     thresholds:str='auto' # Rule from probabilities to label sets: `'auto'`, or the name of a kind of `Rule`
     threshold_args:dict=field(default_factory=dict) # Arguments of the rule
     neighbours:Neighbours=None # Second network that passes labels on; by default none
 
     def __post_init__(self):
-        self.phases = [_from_data(Phase, o, f'{self.name}, phase {i}') for i, o in enumerate(self.phases, 1)]
-        if not self.neighbours: self.neighbours = None
-        else: self.neighbours = _from_data(Neighbours, self.neighbours, f'{self.name}, neighbours')
+        self.check()
+        self.phases = [Phase(**o) if isinstance(o, dict) else o for o in self.phases]
+        o = self.neighbours
+        if isinstance(o, dict): self.neighbours = Neighbours(**o) if o else None
+
+# %% ../../nbs/70_runs.recipes.ipynb #d90cd49f
+def _check_part(o, cls, where): check_values(vars(o) if isinstance(o, cls) else o, field_kinds(cls), where)
+
+def _check(d, where):
+    "Check a recipe's fields, and those of its parts"
+    check_values(d, field_kinds(Recipe), where)
+    for i, o in enumerate(d.get('phases', []), 1): _check_part(o, Phase, f'{where}, phase {i}')
+    if d.get('neighbours') is not None: _check_part(d['neighbours'], Neighbours, f'{where}, neighbours')
+    check_values(d.get('masks', {}), dict(weight=number(0, 1000), um_per_px=positive(100)), f'{where}, masks')
+    size, crop = d.get('size', Recipe.size), d.get('crop', Recipe.crop)
+    if crop > size: raise DataError(f'{where}: crop is {crop}, but should be at most {size}, the size of images')
+
+@patch
+def check(self:Recipe):
+    "Check all values; raises `DataError`"
+    _check(vars(self), f'recipe {" ".join(str(self.name).split())[:80]}')
+
+# %% ../../nbs/70_runs.recipes.ipynb #ec7cc3be
+@patch
+def check_args(self:Recipe,
+    field:str, # Where the arguments stand, such as `loss_args`
+    args:dict, # Arguments by name
+    func, # Function or class that takes them
+    trial=None, # Function without arguments that is called to see whether they work
+    **kwargs # To `hpa_fastai.choices.check_args`: `given`
+): # What `trial` returned
+    "Check a function's arguments; raises `DataError`"
+    check_args(args, func, f'recipe {self.name}, {field}', **kwargs)
+    with told(f'recipe {self.name}, {field}'): return trial and trial()
 
 # %% ../../nbs/70_runs.recipes.ipynb #3b9b50d9
 @patch(cls_method=True)
@@ -166,14 +161,17 @@ def from_dict(cls:Recipe,
     "Make a recipe from plain data; raises `DataError`"
     if not isinstance(d, dict):
         raise DataError(f'{where}: not a recipe; write `key: value` lines, as hpa-train leaves them in recipe.yaml')
-    try: return _from_data(cls, dict(d), where)
-    except TypeError as e: raise DataError(f'{where}: {e}') from None
+    _check(d, where)
+    return cls(**d)
 
 # %% ../../nbs/70_runs.recipes.ipynb #547bdff3
 def _text(path):
     "The text of a recipe's file; raises `DataError`"
-    try: return Path(path).read_text(encoding='utf-8')
-    except FileNotFoundError: raise DataError(f'{path}: no such file') from None
+    path = Path(path)
+    if not path.is_file(): raise DataError(f'{path}: no such file')
+    try:
+        with path.open(encoding='utf-8') as f: return f.read(200_000)   # more than `read_yaml` takes
+    except OSError as e: raise DataError(f'{path}: not readable ({e.strerror})') from None
     except UnicodeDecodeError as e: raise DataError(f'{path}: not YAML in UTF-8 ({e}); save it as UTF-8') from None
 
 @patch(cls_method=True)
@@ -181,15 +179,13 @@ def load(cls:Recipe,
     path # A YAML file
 ) -> Recipe:
     "Read a recipe; raises `DataError`"
-    try: d = _read(_text(path))
-    except yaml.YAMLError as e: raise DataError(f'{path}: not YAML ({" ".join(str(e).split())})') from None
-    return cls.from_dict(d, path)
+    return cls.from_dict(read_yaml(_text(path), path), path)
 
 # %% ../../nbs/70_runs.recipes.ipynb #5ac94d6b
 @patch
 def to_yaml(self:Recipe) -> str:
     "All choices as YAML text"
-    return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True, width=120)
+    return yaml_text(asdict(self))
 
 @patch
 def save(self:Recipe,
@@ -204,17 +200,19 @@ def _dotted(key, n_phases):
     if key in ('epochs', 'lr'): key = f'phases.{n_phases - 1}.{key}'
     return key.split('.')
 
+def _key(d, key, where, name, new=False):
+    "The key of a dictionary, which may be `new`, or the number of an item of a list"
+    keys = {str(k): k for k in (range(len(d)) if isinstance(d, list) else d)}
+    if key in keys: return keys[key]
+    if new and isinstance(d, dict): return key
+    raise DataError(f'{where}: has no {name}; there are {", ".join(keys)}')
+
 def _inside(d, path, where):
     "What lies under the keys and numbers of `path`"
     for i, key in enumerate(path):
         name = '.'.join(path[:i+1])
-        try: inner = d[int(key)] if isinstance(d, list) else d[key]
-        except (KeyError, IndexError, ValueError):
-            there = range(len(d)) if isinstance(d, list) else d
-            raise DataError(f'{where}: has no {name}; there are {", ".join(map(str, there))}') from None
-        if not isinstance(inner, (dict, list)):
-            raise DataError(f'{where}: {name} has no parts to change; give it whole')
-        d = inner
+        d = d[_key(d, key, where, name)]
+        if not isinstance(d, (dict, list)): raise DataError(f'{where}: {name} has no parts to change; give it whole')
     return d
 
 # %% ../../nbs/70_runs.recipes.ipynb #9ed603e5
@@ -227,7 +225,9 @@ def override(self:Recipe,
     for key, value in choices.items():
         if value is None: continue
         *path, last = _dotted(key, len(self.phases))
-        _inside(d, path, where)[last] = _read(value) if isinstance(value, str) else value
+        o = _inside(d, path, where)
+        if isinstance(value, str): value = read_yaml(value, f'{where}, {key}')
+        o[_key(o, last, where, key, new=True)] = value
     return Recipe.from_dict(d, where)
 
 # %% ../../nbs/70_runs.recipes.ipynb #e467ec55
@@ -247,7 +247,11 @@ def keep_recipe(
     "Write a run's recipe, or once the run has begun, check that it is still the same; raises `DataError`"
     path = Path(path)
     if not begun or not path.exists(): return recipe.save(path)
-    was, now = dict(_choices(asdict(Recipe.load(path)))), dict(_choices(asdict(recipe)))
+    try: before = Recipe.load(path)
+    except DataError as e:
+        raise DataError(f'{e} (another version of hpa_fastai began this run, or somebody changed the file; '
+                        'go on with that version, or give another folder)') from None
+    was, now = dict(_choices(asdict(before))), dict(_choices(asdict(recipe)))
     differ = {k: f'{k} was {was.get(k)}, is {now.get(k)}' for k in {**was, **now} if was.get(k) != now.get(k)}
     if set(differ) - {'bs', 'neighbours.bs'}:
         raise DataError(f'{path}: this run was started with other choices ({"; ".join(differ.values())}); '
@@ -277,7 +281,7 @@ def _recipe_file(name):
     "The file of a recipe, by name or path; raises `DataError`"
     if str(name) in list(RECIPES): return RECIPES.folder/f'{name}.yaml'
     if Path(name).suffix in ('.yaml', '.yml'): return Path(name)
-    close = _nearest(name, list(RECIPES))
+    close = nearest_name(name, list(RECIPES))
     raise DataError(f'no recipe {str(name)!r}; did you mean {close!r}? '
                     f'(there are {", ".join(RECIPES)}, and any .yaml file)')
 

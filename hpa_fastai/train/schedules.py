@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastai.callback.tracker import TrackerCallback
-from fastai.vision.all import Learner, L, patch
+from fastai.vision.all import delegates, Learner, L, patch
 
 from .averaging import WeightEMA, WeightSWA
 
@@ -29,6 +29,7 @@ def _rates(learn, lr):
 
 # %% ../../nbs/46_train.schedules.ipynb #9b919208
 @patch
+@delegates(Learner.fit)
 def fit_steps(self:Learner,
     n_epoch:int, # Number of epochs
     lr_max=None, # Learning rate that the factors apply to; a slice gives the body the lowest
@@ -47,6 +48,7 @@ def fit_steps(self:Learner,
 
 # %% ../../nbs/46_train.schedules.ipynb #7c2d769a
 @patch
+@delegates(Learner.fit)
 def fit_cycles(self:Learner,
     n_epoch:int, # Number of epochs of all cycles together
     lr_max=None, # Highest learning rate of the first cycle; a slice gives the body the lowest
@@ -96,6 +98,7 @@ class PlateauLR(TrackerCallback):
 
 # %% ../../nbs/46_train.schedules.ipynb #8a8716ce
 @patch
+@delegates(PlateauLR)
 def fit_plateau(self:Learner,
     n_epoch:int, # Number of epochs
     lr_max=None, # Learning rate to begin with; a slice gives the body the lowest
