@@ -141,7 +141,7 @@ def keep_folds(
     if set(folds.index) != set(train.Id):
         raise DataError(f'{path}: its Ids are not those of train.csv; the data has changed since the run began, '
                         'so give another folder')
-    return _checked_folds(path, fold_numbers(folds.loc[train.Id]), data.scored)
+    return _checked_folds(path, fold_numbers(folds.loc[train.Id].reset_index(), path=path), data.scored)
 
 # %% ../../nbs/17_images.kaggle.ipynb #2febd24c
 @patch
@@ -151,7 +151,7 @@ def learnt_rows(self:KaggleFolder,
 ) -> np.ndarray: # (rows,) bool, in the order of `train`
     "The training images that fold `k` learns from"
     df = read_csv_checked(folds, ['Id', 'fold']).set_index('Id').loc[self.train.Id]
-    fold = fold_numbers(df)
+    fold = fold_numbers(df.reset_index(), path=folds)
     if 'group' not in df: return fold != k
     held_out = set(df.group[fold == k]) - {'-1'}   # of unknown group: no siblings
     return (fold != k) & ~((fold < 0) & df.group.isin(held_out)).to_numpy()
