@@ -34,7 +34,9 @@ def _scored_rows(path, df):
 class KaggleFolder:
     "A data set in Kaggle's layout: lists and files, checked; raises `DataError`"
     def __init__(self,
-        path # Holds train.csv, train/ and, for a submission, sample_submission.csv and test/
+        path, # Holds train.csv, train/ and, for a submission, sample_submission.csv and test/
+        channels=None, # What names of stains mean, as in `find_samples`
+        bits:int=None # Bits that are used of 16-bit files; by default found from several training images, and said
     ):
         self.path = Path(path)
         if not self.path.is_dir():
@@ -42,11 +44,12 @@ class KaggleFolder:
         self.train = read_labels(self.path/'train.csv')
         self.targs = encode_targets(self.train.Target)
         self.scored = _scored_rows(self.path/'train.csv', self.train)
-        self.train_samples = find_samples(self.path/'train', self.train.Id)
+        self.train_samples = find_samples(self.path/'train', self.train.Id, channels, bits)
         self.test_ids, self.test_samples = [], {}
         if self._has_test():
             self.test_ids = list(read_submission(self.path/'sample_submission.csv').Id)
-            self.test_samples = find_samples(self.path/'test', self.test_ids)
+            bits = bits or getattr(next(iter(self.train_samples.values())), 'bits', None)   # one full scale for both
+            self.test_samples = find_samples(self.path/'test', self.test_ids, channels, bits)
 
     def __repr__(self):
         only = f' ({(~self.scored).sum()} of them only to learn from)' if not self.scored.all() else ''

@@ -134,8 +134,9 @@ def _take(found, key, path):
 
 # %% ../../nbs/08_images.layouts.ipynb #cc1baf78
 _composite = re.compile(rf'(.+?)(?:_(?:{"|".join(CHANNELS)})){{2,}}', re.I)
-_kinds = dict(masks=r'.*mask|(.*[ _.-])?(seg|segmentation|outlines?|labels?)', overviews='(.*[ _.-])?(overview|thumb|thumbnail|'
-              'preview|montage|stitched|overlay)')
+_kinds = {   # {s} is for more than one
+    'mask{s}': r'.*mask|(.*[ _.-])?(seg|segmentation|outlines?|labels?)',
+    'overview{s}': r'(.*[ _.-])?(overview|thumb|thumbnail|preview|montage|stitched|overlay)'}
 
 @patch
 def add_file(self:Layout,
@@ -144,16 +145,17 @@ def add_file(self:Layout,
     channel:str=None # The stain, where the folder's name says it
 ):
     "Note a file by its name; raises `DataError` if another one has its place"
-    kind = next((k for k, o in _kinds.items() if re.fullmatch(o, path.stem, re.I)), None)
-    split = split_name(path.stem, table)
+    stem = path.stem.removesuffix('.ome')   # of an OME-TIFF, `a.ome.tif`
+    kind = next((k for k, o in _kinds.items() if re.fullmatch(o, stem, re.I)), None)
+    split = split_name(stem, table)
     if kind: self.leave(kind, path.name)
-    elif m := _composite.fullmatch(path.stem): _take(self.whole, m[1], path)
+    elif m := _composite.fullmatch(stem): _take(self.whole, m[1], path)
     elif channel or split:
-        sid, name = split or (path.stem, channel)
+        sid, name = split or (stem, channel)
         c = channel or table[plain_name(name)]
         self.names[c] = path.parent.name if channel else name
         _take(self.split.setdefault(sid, {}), c, path)
-    else: _take(self.whole, path.stem, path)
+    else: _take(self.whole, stem, path)
 
 # %% ../../nbs/08_images.layouts.ipynb #80da00a8
 def read_layout(
@@ -171,7 +173,12 @@ def read_layout(
     has_images = layout.split or layout.whole
     for path in folders:
         channel = table.get(plain_name(path.name))
-        if has_images or not channel: layout.leave('subfolders', path.name)
+        if has_images or not channel: layout.leave('subfolder{s}', path.name)
         else:
-            for o in sorted(o for o in path.iterdir() if o.suffix.lower() in SUFFIXES): layout.add_file(o, table, channel)
+            images = sorted(o for o in path.iterdir() if o.suffix.lower() in SUFFIXES)
+            for o in images: layout.add_file(o, table, channel)
+    for i in layout.whole.keys() & layout.split.keys():
+        path, stain = layout.whole[i], next(iter(layout.split[i].values()))
+        if not _composite.fullmatch(path.stem): raise DataError(f'{path} and {stain.name}: both are {i}; remove one of them')
+        layout.leave('composite{s} of stains that are there one by one', layout.whole.pop(i).name)
     return layout
