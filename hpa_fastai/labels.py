@@ -109,7 +109,8 @@ def _read_text(path, columns):
         raise DataError(f'{path}: line {line} is not UTF-8 text; save the file as CSV with UTF-8 encoding') from None
     if '\0' not in text: return text
     line = text[:text.index('\0')].count('\n') + 1
-    raise DataError(f'{path}: line {line} holds a zero byte, so it is no text; save the file as CSV with UTF-8 encoding')
+    raise DataError(f'{path}: line {line} holds a zero byte, so it is no text; '
+                    'save the file as CSV with UTF-8 encoding')
 
 # %% ../nbs/00_labels.ipynb #53ec34e3
 def _read_rows(path, columns):
@@ -120,7 +121,8 @@ def _read_rows(path, columns):
         for row in reader:
             if len(row) > 1 or ''.join(row).strip(): rows.append((line, row))
             line = reader.line_num + 1
-    except csv.Error as e: raise DataError(f'{path}: line {line}: not CSV ({e}); look for a quote that is not closed') from None
+    except csv.Error as e:
+        raise DataError(f'{path}: line {line}: not CSV ({e}); look for a quote that is not closed') from None
     if rows: return rows
     raise DataError(f'{path}: not a readable CSV (it is empty); write one with the header {",".join(columns)}')
 

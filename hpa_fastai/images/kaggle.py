@@ -126,6 +126,13 @@ def _checked_folds(path, folds, scored):
     raise DataError(f'{path}: does not fit the column train_only of train.csv, which marks {(~scored).sum()} images '
                     'that are only learnt from; the data has changed since the run began, so give another folder')
 
+def _read_folds(path, train):
+    "The list that `keep_folds` wrote, in the order of `train`; raises `DataError` if its Ids are others"
+    folds = read_csv_checked(path, ['Id', 'fold']).set_index('Id')
+    if set(folds.index) == set(train.Id): return folds.loc[train.Id].reset_index()
+    raise DataError(f'{path}: its Ids are not those of train.csv; the data has changed since the run began, '
+                    'so give another folder')
+
 # %% ../../nbs/17_images.kaggle.ipynb #8d12dff2
 def keep_folds(
     path, # CSV with Id and fold: written if it isn't there, read otherwise
@@ -140,11 +147,7 @@ def keep_folds(
     if not path.exists():
         folds = _make_folds(data, pack, validation, n_folds, seed)
         with whole_file(path) as tmp: folds.to_csv(tmp, index=False)
-    folds = read_csv_checked(path, ['Id', 'fold']).set_index('Id')
-    if set(folds.index) != set(train.Id):
-        raise DataError(f'{path}: its Ids are not those of train.csv; the data has changed since the run began, '
-                        'so give another folder')
-    return _checked_folds(path, fold_numbers(folds.loc[train.Id].reset_index(), path=path), data.scored)
+    return _checked_folds(path, fold_numbers(_read_folds(path, train), path=path), data.scored)
 
 # %% ../../nbs/17_images.kaggle.ipynb #2febd24c
 @patch
@@ -153,8 +156,8 @@ def learnt_rows(self:KaggleFolder,
     k:int # Number of a fold
 ) -> np.ndarray: # (rows,) bool, in the order of `train`
     "The training images that fold `k` learns from"
-    df = read_csv_checked(folds, ['Id', 'fold']).set_index('Id').loc[self.train.Id]
-    fold = fold_numbers(df.reset_index(), path=folds)
+    df = _read_folds(folds, self.train)
+    fold = fold_numbers(df, path=folds)
     if 'group' not in df: return fold != k
     held_out = set(df.group[fold == k]) - {'-1'}   # of unknown group: no siblings
     return (fold != k) & ~((fold < 0) & df.group.isin(held_out)).to_numpy()

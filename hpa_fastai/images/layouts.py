@@ -14,6 +14,7 @@ __all__ = ['CHANNEL_NAMES', 'SUFFIXES', 'VENDORS', 'plain_name', 'parse_channels
 # %% ../../nbs/08_images.layouts.ipynb #38816164
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -72,7 +73,8 @@ def find_planes(
     unknown = [o for o in names or [] if plain_name(o) not in table]
     for i, o in enumerate(names or []):
         c = table.get(plain_name(o), None)
-        if c in found and found[c] != i: raise DataError(f'{path}: two planes are {c} ({shorten_repr(names)}); {_say}')
+        if c in found and found[c] != i:
+            raise DataError(f'{path}: two planes are {c} ({shorten_repr(names)}); {_say}')
         if c: found[c] = i
     if not names and not found and n in (3, 4): found = {c: i for i, c in enumerate(CHANNELS[:n])}
     missing = [c for c in CHANNELS[:3] if c not in found]
@@ -89,12 +91,17 @@ _say = "say which is which: channels='red=…, green=…, blue=…, yellow=…',
 _tail = r'(?:sk\d+fk\d+fl\d+|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})?'   # as Harmony and MetaXpress append it
 _letters = r'[a-z](?:h|hannel)?\d{1,2}|[a-z][a-z0-9]*'
 
+@lru_cache
+def _ends_with(names):
+    "What finds one of the names at the end of a text"
+    return re.compile(rf'(.+?)[ _.-]+({"|".join(sorted(names, key=len, reverse=True))}){_tail}', re.I)
+
 def split_name(
     stem:str, # Name of a file without its suffix
     names # Plain names of stains
 ): # The Id and the name that it ends with; None if it ends with none of them
     "Divide the name of a file into Id and stain"
-    m = re.fullmatch(rf'(.+?)[ _.-]+({"|".join(sorted(names, key=len, reverse=True))}){_tail}', stem, re.I)
+    m = _ends_with(tuple(names)).fullmatch(stem)
     return m and (m[1], m[2])
 
 # %% ../../nbs/08_images.layouts.ipynb #0aabee99
@@ -112,7 +119,7 @@ def end_names(
 # %% ../../nbs/08_images.layouts.ipynb #58c1892e
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.npy')
 VENDORS = {'Zeiss': '.czi .lsm .zvi', 'Leica': '.lif .xlef .lof', 'Nikon': '.nd2', 'Olympus': '.oib .oif .oir .vsi',
-           'Imaris': '.ims', 'DeltaVision': '.dv .r3d', 'PerkinElmer': '.flex', 'MetaMorph': '.stk', 'others': '.mrc .svs'}
+           'Imaris': '.ims', 'DeltaVision': '.dv .r3d', 'PerkinElmer': '.flex', 'MetaMorph': '.stk'}
 _vendors = {o: vendor for vendor, ends in VENDORS.items() for o in ends.split()}
 _notes = ('.csv', '.tsv', '.txt', '.json', '.xml', '.yaml', '.yml', '.md', '.html', '.log', '.xlsx', '.pdf')
 
@@ -179,6 +186,7 @@ def read_layout(
             for o in images: layout.add_file(o, table, channel)
     for i in layout.whole.keys() & layout.split.keys():
         path, stain = layout.whole[i], next(iter(layout.split[i].values()))
-        if not _composite.fullmatch(path.stem): raise DataError(f'{path} and {stain.name}: both are {i}; remove one of them')
+        if not _composite.fullmatch(path.stem):
+            raise DataError(f'{path} and {stain.name}: both are {i}; remove one of them')
         layout.leave('composite{s} of stains that are there one by one', layout.whole.pop(i).name)
     return layout

@@ -49,7 +49,8 @@ def open_channel(
 def _as_channel(a, info, channel, path, bits):
     "One channel from the planes of its file"
     if info.planes not in (1, 3, 4) or info.axis in 'ZT':
-        raise StackError(f'{path}: holds {info.planes} planes; a {channel} file holds one grey image: give a maximum projection')
+        raise StackError(f'{path}: holds {info.planes} planes; a {channel} file holds one grey image: give a maximum '
+                         'projection')
     a = to_uint8(a, path, bits)
     return a[..., 0] if info.planes == 1 else _channel_plane(a[..., :3], channel, path)
 
@@ -64,7 +65,8 @@ def _needed_bits(images, path):
 # %% ../../nbs/10_images.samples.ipynb #a9ccc360
 def _planes_of(path, info, channels):
     "Channel -> number of its plane, of a file that holds a whole sample; raises `DataError`"
-    if info.planes == 1: raise DataError(f'{path}: holds one grey image; one file for a sample has a plane for each stain')
+    if info.planes == 1:
+        raise DataError(f'{path}: holds one grey image; one file for a sample has a plane for each stain')
     numbered = any(isinstance(o, int) for o in channels.values())
     if not (info.names or numbered) and (info.axis in 'ZT' or info.planes > 4):
         raise StackError(f'{path}: a stack of {info.planes} planes without names; give a maximum projection of each '
@@ -143,19 +145,24 @@ def _check_sample(folder, sid, source, layout, channels):
     if source is None: raise DataError(f'{folder}: no image of {sid}; expected {sid}_red.png and its siblings')
     missing = [c for c in CHANNELS[:3] if isinstance(source, dict) and c not in source]
     if not missing: return
-    files = list(source.values())
-    ends = [o for o in end_names(_grey_stems(layout) + [o.stem for o in files]) if plain_name(o) not in name_table(channels)]
-    hint = f"; names also end with {', '.join(ends)}: say what they are, as channels='{missing[0]}={ends[0]}'" if ends else ''
-    raise DataError(f'{folder/(sid + "_" + missing[0] + files[0].suffix)}: missing; sample {sid} needs a file for each of '
-                    f'{", ".join(CHANNELS[:3])}, and has {", ".join(o.name for o in files)}{hint}')
+    files = [o.relative_to(folder) for o in source.values()]
+    in_subfolders = len(files[0].parts) > 1
+    if in_subfolders: ends = layout.left.get('subfolder{s}', [])
+    else: ends = end_names(_grey_stems(layout) + [o.stem for o in files])
+    ends = [o for o in ends if plain_name(o) not in name_table(channels)]
+    what = 'there are also subfolders' if in_subfolders else 'names also end with'
+    hint = f"; {what} {', '.join(ends)}: say what they are, as channels='{missing[0]}={ends[0]}'" if ends else ''
+    raise DataError(f'{folder/(sid + "_" + missing[0] + files[0].suffix)}: missing; sample {sid} needs a file for each '
+                    f'of {", ".join(CHANNELS[:3])}, and has {", ".join(map(str, files))}{hint}')
 
 def _no_samples(folder, layout):
     "The error for a folder without samples"
     if not layout.left: return DataError(f'{folder}: holds no images; give the folder that holds them')
     ends = end_names(_grey_stems(layout))
-    how = f"names end with {', '.join(ends)}: say which is which" if ends else 'name the files of a sample a_red.png, …, or say'
-    return DataError(f"{folder}: holds no images of samples, {_left_out(layout.left)}; {how}: channels='red=…, green=…, "
-                     "blue=…, yellow=…', with a part of file names, or of a subfolder's")
+    how = 'name the files of a sample a_red.png, …, or say'
+    if ends: how = f"names end with {', '.join(ends)}: say which is which"
+    return DataError(f"{folder}: holds no images of samples, {_left_out(layout.left)}; {how}: channels='red=…, "
+                     "green=…, blue=…, yellow=…', with what file names end with, or names of subfolders")
 
 # %% ../../nbs/10_images.samples.ipynb #a8638017
 def _paths(source): return list(source.values()) if isinstance(source, dict) else [source]
@@ -171,7 +178,8 @@ def _folder_bits(folder, sources):
     bits = max([o for o in (told, need) if o], default=None)
     if bits != told and bits != 16:
         highest = max(int(a.max()) for a, _ in images)
-        print(f'{folder.resolve().name}: the highest value is {highest}, so 16-bit files are taken to use {bits} bits; if not, give bits=')
+        print(f'{folder.resolve().name}: the highest value is {highest}, so 16-bit files are taken to use {bits} bits; '
+              'if not, give bits=')
     return bits
 
 # %% ../../nbs/10_images.samples.ipynb #9e80e8b9
@@ -188,23 +196,26 @@ def _say_assumed(folder, samples, layout, channels):
             if not (info.names or channels): unnamed.append(max(has.values()) + 1)
         if 'yellow' not in has: no_yellow.append(i)
     named = {c: o for c, o in layout.names.items() if plain_name(o) != c and c not in channels}
-    if named: print(f'{folder.resolve().name}: by the names of files, ' + ', '.join(f'{c} is {o}' for c, o in named.items()))
+    name = folder.resolve().name
+    if named: print(f'{name}: by the names of files, ' + ', '.join(f'{c} is {o}' for c, o in named.items()))
     if unnamed:
         order = 'red, green, blue and yellow' if max(unnamed) == 4 else 'red, green and blue'
-        print(f'{folder.resolve().name}: planes without names are taken as {order} in {len(unnamed)} of {len(samples)} '
+        print(f'{name}: planes without names are taken as {order} in {len(unnamed)} of {len(samples)} '
               'samples; channels= changes that')
-    if no_yellow: print(f'{folder.resolve().name}: {len(no_yellow)} of {len(samples)} samples have no yellow stain, the first is '
-                        f'{no_yellow[0]}; it is taken as black')
+    if no_yellow:
+        print(f'{name}: {len(no_yellow)} of {len(samples)} samples have no yellow stain, the first is {no_yellow[0]}; '
+              'it is taken as black')
 
 # %% ../../nbs/10_images.samples.ipynb #09955395
 def find_samples(
     folder, # Folder of images (its subfolders are not read, unless each has the name of a stain)
     ids=None, # Ids that must be there, in the order you want; by default all that are found, sorted
-    channels=None, # What names mean, such as `'red=Cy5, green=FITC'`: parts of file names, or names or numbers of planes
+    channels=None, # What names mean, as `'red=Cy5, green=FITC'`: ends of file names, or names or numbers of planes
     bits:int=None # Bits that are used of 16-bit files; by default found from several of them, and said
 ) -> dict: # Id -> source: `{channel: Path}`, the `Path` of the one file that holds the sample, or a `Source`
     "Find the samples in a folder, and print what is assumed about them; raises `DataError` if a file is missing"
     folder, channels = Path(folder), parse_channels(channels)
+    if bits not in (None, *range(8, 17)): raise DataError(f'bits={bits}; give 8 to 16, the bits that the camera uses')
     if not folder.is_dir(): raise DataError(f'{folder}: no such folder; give the folder that holds the images')
     layout = read_layout(folder, channels)
     if ids is None: _leave_foreign(layout)
