@@ -27,7 +27,9 @@
 - `hpa_fastai.images.competition`: Get them from Kaggle, and unpack them without harm
 - `hpa_fastai.images.download`: Get images of the Human Protein Atlas
 - `hpa_fastai.images.duplicates`: Find images of the same field, shifted, brighter or noisier, among all pairs
+- `hpa_fastai.images.formats`: One image file as an array of planes, with what the file says about them, and in eight bits
 - `hpa_fastai.images.kaggle`: Lists and files checked together, packed, and divided into folds
+- `hpa_fastai.images.layouts`: What microscopes call their files and stains, and which files of a folder are one sample
 - `hpa_fastai.images.merging`: Add other labelled images to the competition's, without taking any image twice
 - `hpa_fastai.images.pack`: Thirty thousand samples in one file, from which a batch is read at the speed of memory
 - `hpa_fastai.images.samples`: One sample, four stains, in whatever files it comes, and how to look at it

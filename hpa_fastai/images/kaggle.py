@@ -34,7 +34,9 @@ def _scored_rows(path, df):
 class KaggleFolder:
     "A data set in Kaggle's layout: lists and files, checked; raises `DataError`"
     def __init__(self,
-        path # Holds train.csv, train/ and, for a submission, sample_submission.csv and test/
+        path, # Holds train.csv, train/ and, for a submission, sample_submission.csv and test/
+        channels=None, # What names of stains mean, as in `find_samples`
+        bits:int=None # Bits that are used of 16-bit files; by default found from several training images, and said
     ):
         self.path = Path(path)
         if not self.path.is_dir():
@@ -42,11 +44,12 @@ class KaggleFolder:
         self.train = read_labels(self.path/'train.csv')
         self.targs = encode_targets(self.train.Target)
         self.scored = _scored_rows(self.path/'train.csv', self.train)
-        self.train_samples = find_samples(self.path/'train', self.train.Id)
+        self.train_samples = find_samples(self.path/'train', self.train.Id, channels, bits)
         self.test_ids, self.test_samples = [], {}
         if self._has_test():
             self.test_ids = list(read_submission(self.path/'sample_submission.csv').Id)
-            self.test_samples = find_samples(self.path/'test', self.test_ids)
+            bits = bits or getattr(next(iter(self.train_samples.values())), 'bits', None)   # one full scale for both
+            self.test_samples = find_samples(self.path/'test', self.test_ids, channels, bits)
 
     def __repr__(self):
         only = f' ({(~self.scored).sum()} of them only to learn from)' if not self.scored.all() else ''
@@ -123,6 +126,13 @@ def _checked_folds(path, folds, scored):
     raise DataError(f'{path}: does not fit the column train_only of train.csv, which marks {(~scored).sum()} images '
                     'that are only learnt from; the data has changed since the run began, so give another folder')
 
+def _read_folds(path, train):
+    "The list that `keep_folds` wrote, in the order of `train`; raises `DataError` if its Ids are others"
+    folds = read_csv_checked(path, ['Id', 'fold']).set_index('Id')
+    if set(folds.index) == set(train.Id): return folds.loc[train.Id].reset_index()
+    raise DataError(f'{path}: its Ids are not those of train.csv; the data has changed since the run began, '
+                    'so give another folder')
+
 # %% ../../nbs/17_images.kaggle.ipynb #8d12dff2
 def keep_folds(
     path, # CSV with Id and fold: written if it isn't there, read otherwise
@@ -137,11 +147,7 @@ def keep_folds(
     if not path.exists():
         folds = _make_folds(data, pack, validation, n_folds, seed)
         with whole_file(path) as tmp: folds.to_csv(tmp, index=False)
-    folds = read_csv_checked(path, ['Id', 'fold']).set_index('Id')
-    if set(folds.index) != set(train.Id):
-        raise DataError(f'{path}: its Ids are not those of train.csv; the data has changed since the run began, '
-                        'so give another folder')
-    return _checked_folds(path, fold_numbers(folds.loc[train.Id]), data.scored)
+    return _checked_folds(path, fold_numbers(_read_folds(path, train), path=path), data.scored)
 
 # %% ../../nbs/17_images.kaggle.ipynb #2febd24c
 @patch
@@ -150,8 +156,8 @@ def learnt_rows(self:KaggleFolder,
     k:int # Number of a fold
 ) -> np.ndarray: # (rows,) bool, in the order of `train`
     "The training images that fold `k` learns from"
-    df = read_csv_checked(folds, ['Id', 'fold']).set_index('Id').loc[self.train.Id]
-    fold = fold_numbers(df)
+    df = _read_folds(folds, self.train)
+    fold = fold_numbers(df, path=folds)
     if 'group' not in df: return fold != k
     held_out = set(df.group[fold == k]) - {'-1'}   # of unknown group: no siblings
     return (fold != k) & ~((fold < 0) & df.group.isin(held_out)).to_numpy()

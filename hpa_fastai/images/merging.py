@@ -18,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
-from ..labels import DataError, read_labels
+from ..labels import CHANNELS, DataError, read_labels
 from ..files import whole_file
-from .samples import find_samples, open_rgby
+from .samples import find_samples, open_rgby, Source
 from .splits import hpa_groups, yes_rows
 from .duplicates import hash_images, NEAR_DUPLICATE_BITS, near_pairs
 
@@ -77,10 +78,20 @@ def _new_images(folder, samples, hashes, distance, progress):
     return _Part(labels, {i: new[i] for i in ids[keep]}, own[keep], counts, left_out)
 
 # %% ../../nbs/16_images.merging.ipynb #25121dc1
+def _write_grey(source, folder, sid):
+    "Write a sample as four grey PNGs, if its files mean nothing without what its `Source` says"
+    for c, plane in zip(CHANNELS, np.moveaxis(open_rgby(source), -1, 0)):
+        to = folder/f'{sid}_{c}.png'
+        if to.exists(): continue
+        with whole_file(to) as tmp: Image.fromarray(plane).save(tmp)
+
 def _link(samples, folder):
     "Link the files of `samples` into `folder` under their Ids, or copy them"
     folder.mkdir(parents=True, exist_ok=True)
     for i, source in samples.items():
+        if isinstance(source, Source):
+            _write_grey(source, folder, i)
+            continue
         files = {f'_{c}': p for c, p in source.items()} if isinstance(source, dict) else {'': source}
         for end, path in files.items():
             to = folder/f'{i}{end}{path.suffix}'

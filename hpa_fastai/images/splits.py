@@ -19,7 +19,7 @@ from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ..labels import DataError, encode_targets, LABELS
+from ..labels import DataError, encode_targets, LABELS, shorten_repr
 
 # %% ../../nbs/13_images.splits.ipynb #b8bc2f2e
 def label_folds(
@@ -76,6 +76,11 @@ def _column(df, name):
     if name in df: return df[name]
     raise DataError(f'no column {name!r} in the list (it has {", ".join(map(str, df.columns))}); name one of these')
 
+def _wrong_field(df, column, row, path):
+    "Where a list is wrong, and what it says there"
+    file, name = f'{path}: ' if path else '', f' (Id {df.Id.iloc[row]})' if 'Id' in df else ''
+    return f'{file}row {row + 1}: {column} is {shorten_repr(df[column].iloc[row])}{name}'
+
 def yes_rows(
     df, # A list
     column:str, # Name of a column with yes, true or 1, and no, false, 0 or blank
@@ -85,21 +90,20 @@ def yes_rows(
     words = _column(df, column).astype(str).str.strip().str.lower()
     wrong = ~words.isin([*_yes, *_no]).to_numpy()
     if wrong.any():
-        file = f'{path}: ' if path else ''
-        row = wrong.argmax()
-        raise DataError(f'{file}row {row + 1}: {column} is {df[column].iloc[row]!r}; write yes or no')
+        raise DataError(f'{_wrong_field(df, column, wrong.argmax(), path)}; write yes or no')
     return words.isin(_yes).to_numpy()
 
 # %% ../../nbs/13_images.splits.ipynb #835b57b0
 def fold_numbers(
     df, # A list
-    column:str='fold' # Name of the column
+    column:str='fold', # Name of the column
+    path=None # File that the list was read from, for the message of an error
 ) -> np.ndarray: # (rows,) int
     "The fold of each row; raises `DataError`"
     folds = pd.to_numeric(_column(df, column), errors='coerce').to_numpy(float)
-    wrong = ~(np.isfinite(folds) & (folds == folds.round()) & (folds >= -1))
+    wrong = ~((folds == folds.round()) & (folds >= -1) & (folds < 1000))
     if wrong.any():
-        raise DataError(f'row {wrong.argmax() + 1}: {column} is {df[column].iloc[wrong.argmax()]!r}; '
+        raise DataError(f'{_wrong_field(df, column, wrong.argmax(), path)}; '
                         'write a number: 0, 1, …, or -1 for training only')
     return folds.astype(int)
 
