@@ -32,9 +32,11 @@
 - `hpa_fastai.images.layouts`: What microscopes call their files and stains, and which files of a folder are one sample
 - `hpa_fastai.images.merging`: Add other labelled images to the competition's, without taking any image twice
 - `hpa_fastai.images.pack`: Thirty thousand samples in one file, from which a batch is read at the speed of memory
+- `hpa_fastai.images.packed`: A folder of samples that were decoded and resized once, opened in an instant
 - `hpa_fastai.images.samples`: One sample, four stains, in whatever files it comes, and how to look at it
 - `hpa_fastai.images.splits`: Folds in which every label is evenly spread, and nothing leaks
-- `hpa_fastai.images.storage`: Samples in one file: in tiles or compressed, and gathered into batches
+- `hpa_fastai.images.tables`: A row for each image of a folder, batch by batch, to be stopped and resumed at any time
+- `hpa_fastai.jobs`: Long work on many files: alone, with an eye on which have changed and which can't be read
 - `hpa_fastai.labels`: The 28 places in the cell, the competition's two lists, and label sets as a matrix
 - `hpa_fastai.models.arcface`: Learn which images belong together, and let near images pass on their labels
 - `hpa_fastai.models.factory`: Any timm network, for images of four channels with several labels
@@ -64,6 +66,8 @@
 - `hpa_fastai.simulate.stains`: Microtubules, chromatin and endoplasmic reticulum: red, blue and yellow
 - `hpa_fastai.simulate.strokes`: Noise, points, strands and outlines: the strokes of simulated cells
 - `hpa_fastai.simulate.vesicles`: The last eight labels: Golgi apparatus, vesicles, droplets, blobs, rods and rings
+- `hpa_fastai.storage`: Many samples in one file, gathered into batches
+- `hpa_fastai.tiles`: One sample as bytes: in tiles or compressed, and measured
 - `hpa_fastai.train.averaging`: Validate and end a fit with an average of many weights instead of the last ones
 - `hpa_fastai.train.checkpoint`: Continue an interrupted training exactly where it stopped, and keep the best epoch
 - `hpa_fastai.train.intervals`: How sure a macro F1 is, and how good a network is at each label

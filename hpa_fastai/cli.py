@@ -133,12 +133,12 @@ def hpa_pack(
     out:str=None, # Required. The pack to write
     size:int=512, # Side to which images are resized, in pixels
     compress:store_true=False, # Compress losslessly to less than half the size; slower to read
-    workers:int=None # Number of processes; by default one per core
+    workers:int=None, # Number of processes; by default one per core
+    strict:store_true=False # Make no pack if a sample can't be read; by default the others are packed
 ):
     "Pack a folder of images into one file that training reads at the speed of memory"
-    from hpa_fastai.images.samples import find_samples
     from hpa_fastai.images.pack import build_pack
-    print(build_pack(find_samples(images), out, size=size, compress=compress, workers=workers))
+    print(build_pack(images, out, size=size, compress=compress, workers=workers, strict=strict))
 
 # %% ../nbs/90_cli.ipynb #821f7952
 @command('data', 'out')
@@ -225,11 +225,12 @@ def hpa_predict(
     out:str=None, # Required. CSV to write: Id; Labels, the most probable first; a probability for each label
     tta:int=None, # Symmetric views of each image: 1, 4 or 8; by default as in the run
     bs:int=None, # Images at a time; by default as in the run's training
-    device:str=None # 'cpu', 'cuda', 'mps'; by default the best there is
+    device:str=None, # 'cpu', 'cuda', 'mps'; by default the best there is
+    strict:store_true=False # Stop at the first image that can't be read; by default the others are labelled
 ):
     "Say where the protein sits in each image of a folder"
     from hpa_fastai.runs.predictor import Predictor
-    df = Predictor.load(run, device=device).predict_folder(images, out, n=tta, bs=bs)
+    df = Predictor.load(run, device=device).predict_folder(images, out, n=tta, bs=bs, strict=strict)
     print(f'{out}: {len(df)} images labelled')
 
 # %% ../nbs/90_cli.ipynb #7a3f7ccb

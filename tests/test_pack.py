@@ -1,10 +1,12 @@
 "Packs under bad luck: killed, out of space, damaged, built and read by several processes."
-import hashlib, multiprocessing, os, shutil, signal, subprocess, sys, time
+import copy, hashlib, multiprocessing, os, shutil, signal, subprocess, sys, time, zlib
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 import numpy as np, pytest
 from hpa_fastai.labels import DataError
-from hpa_fastai.images.pack import build_pack, open_pack
+from hpa_fastai.files import read_json, write_json
+from hpa_fastai.storage import SampleFile
+from hpa_fastai.images.pack import Pack, _json_crc, build_pack, open_pack
 
 size, n = 64, 240
 has_forkserver = 'forkserver' in multiprocessing.get_all_start_methods()
@@ -194,3 +196,131 @@ def test_killed_after_the_renaming(tmp_path):
     before = digest(pack.path)
     (pack.path/'plan.json').write_text('{}')       # its removal is the last step
     assert digest(build(tmp_path/'pack', 'raw', n=5).path) == before
+
+# Files that hold something else
+
+swaps = [None, True, 0, -1, 2**70, .5, 'x', '', [], {}, [[]], [None], {'a': None}]
+
+def swapped(obj, path=()):
+    "Every copy of a JSON object in which one value is of another type"
+    for o in swaps:
+        if o != obj or type(o) is not type(obj): yield path, o
+    items = obj.items() if isinstance(obj, dict) else enumerate(obj[:2]) if isinstance(obj, list) else ()
+    for key, value in items:
+        for where, o in swapped(value, (*path, key)): yield where, o
+
+def put(obj, path, value):
+    obj = copy.deepcopy(obj)
+    if not path: return value
+    at = obj
+    for o in path[:-1]: at = at[o]
+    at[path[-1]] = value
+    return obj
+
+@pytest.mark.parametrize('signed', [False, True])
+def test_any_other_manifest_is_refused_in_one_line(tmp_path, signed):
+    "Whether or not its checksum was made to agree"
+    made = build(tmp_path/'pack', 'raw', n=5)
+    file = made.path/'manifest.json'
+    m = read_json(file)
+    del m['crc32']
+    for path, value in swapped(m):
+        if path[:-1] == ('plan', 'ids') and type(value) in (str, int): continue      # an Id as good as any
+        wrong = put(m, path, value)
+        if isinstance(wrong, dict): wrong['crc32'] = _json_crc(wrong) if signed else 5
+        write_json(file, wrong)
+        with pytest.raises(DataError) as e: open_pack(made.path).gather(slice(None))
+        assert '\n' not in str(e.value) and str(made.path) in str(e.value), (path, value)
+
+def test_rows_of_another_kind_are_refused(tmp_path):
+    made = build(tmp_path/'pack', 'raw', n=5)
+    file, m = made.path/'rows.npy', read_json(made.path/'manifest.json')
+    rows = made.rows
+    far = rows.copy()
+    far['offset'][3] = 2**63
+    for other in (rows[:4], rows['offset'], rows[None], np.zeros(5), np.array(3), far, rows[::-1]):
+        np.save(file, other)
+        m['files']['rows.npy'], m['rows_crc32'] = file.stat().st_size, zlib.crc32(file.read_bytes())
+        del m['crc32']
+        m['crc32'] = _json_crc(m)
+        write_json(made.path/'manifest.json', m)
+        with pytest.raises(DataError, match='rows.npy: '): open_pack(made.path).gather(slice(None))
+
+def test_any_other_plan_is_refused_in_one_line(tmp_path):
+    with pytest.raises(DataError): build(tmp_path/'pack', 'raw', n=10, reader=broken)
+    file = tmp_path/'pack.part/plan.json'
+    plan = read_json(file)
+    for wrong in (put(plan, *o) for o in swapped(plan)):
+        if wrong == plan: continue      # 0 in place of False
+        write_json(file, wrong)
+        with pytest.raises(DataError, match='begun with other samples'): build(tmp_path/'pack', 'raw', n=10)
+    write_json(file, plan)
+    np.save(tmp_path/'pack.part/rows.npy', np.zeros(3))      # then nothing is taken for done
+    assert len(build(tmp_path/'pack', 'raw', n=10)) == 10
+
+# Damage, and files that change under a reader
+
+def test_a_pack_is_opened_by_its_class(whole):
+    _, pack = whole
+    assert (Pack(pack.path)[3] == pack[3]).all() and Pack(str(pack.path)).ids == pack.ids
+    with pytest.raises(DataError, match='no such pack'): Pack(pack.path/'none')
+
+@pytest.mark.parametrize('codec', ['raw', 'zstd'])
+def test_a_file_that_is_cut_off_while_it_is_open(tmp_path, codec):
+    "Reading on would end the process"
+    pack = build(tmp_path/'pack', codec, n=20)
+    pack.gather([0])
+    os.truncate(pack.pixels, 5000)
+    for read in (lambda: pack.gather([19]), lambda: pack.gather([19], crop=(0, 0, 32)), lambda: pack[19],
+                 lambda: pack.verify(progress=False)):
+        with pytest.raises(DataError, match='pixels.*5000 bytes'): read()
+    pack.close()
+    with pytest.raises(DataError, match='pixels'): pack.gather([19])
+    pack.close()
+    pack.pixels.unlink()
+    with pytest.raises(DataError, match='pixels'): pack.gather([19])
+
+def test_opening_looks_at_a_few_samples(whole, tmp_path):
+    codec, expected = whole
+    copy = Path(shutil.copytree(expected.path, tmp_path/'copy'))
+    file = copy/expected.pixels.name
+    half = file.stat().st_size//2
+    with open(file, 'r+b') as f:
+        f.seek(half)
+        f.write(bytes(half))
+    with pytest.raises(DataError, match='damaged'): open_pack(copy)
+
+def test_verified_once(tmp_path, monkeypatch):
+    pack, verified = build(tmp_path/'pack', 'raw', n=20), []
+    verify = SampleFile.verify
+    monkeypatch.setattr(SampleFile, 'verify', lambda self, **kwargs: (verified.append(1), verify(self, **kwargs)))
+    for _ in range(2): pack.verify_once(progress=False)
+    assert len(verified) == 1
+    for text in ('', '[]', '{"a": 1}', '3'):
+        (pack.path/'verified.json').write_text(text)
+        pack.verify_once(progress=False)
+    assert len(verified) == 5
+    with open(pack.pixels, 'r+b') as f:
+        f.seek(-1, os.SEEK_END)
+        last = f.read(1)
+        f.seek(-1, os.SEEK_END)
+        f.write(bytes([last[0] ^ 1]))
+    with pytest.raises(DataError, match='1 of 20 samples are damaged, the first is f0019'):
+        pack.verify_once(progress=False)
+
+def test_verified_where_nothing_can_be_written(tmp_path, monkeypatch):
+    import hpa_fastai.storage as module
+    def refuse(*args): raise DataError('read-only')
+    monkeypatch.setattr(module, 'write_json', refuse)
+    pack = build(tmp_path/'pack', 'raw', n=3)
+    pack.verify_once(progress=False)
+    assert not (pack.path/'verified.json').exists()
+
+def test_a_resumed_build_leaves_nothing_behind(tmp_path):
+    "Files that a killed run was writing, and its lock"
+    expected = digest(build(tmp_path/'whole', 'raw', n=10).path)
+    with pytest.raises(DataError): build(tmp_path/'pack', 'raw', n=10, reader=broken)
+    for o in ('.rows.1.tmp.npy', '.plan.1.tmp.json', 'manifest.json'): (tmp_path/'pack.part'/o).write_text('half')
+    (tmp_path/'.pack.lock').touch()
+    assert digest(build(tmp_path/'pack', 'raw', n=10).path) == expected
+    assert sorted(o.name for o in tmp_path.iterdir()) == ['pack', 'whole']

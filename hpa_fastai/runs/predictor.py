@@ -10,16 +10,17 @@ is unpickled, so you can open one from a stranger."""
 __all__ = ['Predictor', 'EnsemblePredictor']
 
 # %% ../../nbs/74_runs.predictor.ipynb #cadaf09d
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from fastai.vision.all import default_device, patch, progress_bar, torch
 
+from .. import __version__
 from ..labels import DataError, LABELS
-from ..files import whole_file
-from ..images.samples import find_samples, open_rgby, resize_rgby
+from ..jobs import file_stamps
+from ..images.samples import resize_rgby
+from ..images.tables import image_table
 from ..data.normalize import StainNormalize
 from ..train.learner import best_autocast
 from ..decide.tta import DihedralTTA
@@ -29,6 +30,7 @@ from .folder import add_near, read_ensemble, read_networks
 # %% ../../nbs/74_runs.predictor.ipynb #40bfb1a1
 class Predictor:
     "Networks, their preprocessing and a rule: from images to labels"
+    runs = ()   # folders that it was read from
     def __init__(self,
         models, # Networks that give logits
         rule, # Rule from probabilities to decisions, a fitted `Rule`
@@ -59,8 +61,10 @@ def load(cls:Predictor,
     run = Path(run)
     if (run/'ensemble.json').exists(): return EnsemblePredictor.of(run, device)
     config, models, decider, known = read_networks(run, device)
-    return cls(models, decider.rule, config.size, config.mean, config.std, config.labels, device,
-               config.views.model_dump(exclude_unset=True), decider.ensemble, config.bs, known)
+    predictor = cls(models, decider.rule, config.size, config.mean, config.std, config.labels, device,
+                    config.views.model_dump(exclude_unset=True), decider.ensemble, config.bs, known)
+    predictor.runs = [run]
+    return predictor
 
 # %% ../../nbs/74_runs.predictor.ipynb #87ebfcde
 @patch
@@ -148,45 +152,41 @@ def predict_pack(self:Predictor,
 
 # %% ../../nbs/74_runs.predictor.ipynb #0f16c2db
 @patch
-def _batches(self:Predictor, sources, n, bs):
-    "Probabilities (images, labels) and nearest known images of image files, batch by batch"
-    def opened(i): return [self.prepare(open_rgby(o)) for o in sources[i:i+bs]]
-    with ThreadPoolExecutor(1) as ahead:
-        batch = ahead.submit(opened, 0)
-        for i in progress_bar(range(0, len(sources), bs), leave=False):
-            prepared = batch.result()
-            batch = ahead.submit(opened, i + bs)
-            yield self.decider.combine(self._ask(prepared, n)), self._near(prepared)
+def _table(self:Predictor, ids, prepared, n):
+    "Labels, nearest known images and probabilities of a batch of prepared images"
+    probs, near = self.decider.combine(self._ask(prepared, n)), self._near(prepared)
+    df = pd.DataFrame(dict(Id=ids, Labels=[';'.join(o) for o in self.decide(probs, near)]))
+    if near is not None: df[['Nearest', 'Cosine']] = list(zip(*near.closest))
+    return pd.concat([df, pd.DataFrame(probs.round(4), columns=self.labels)], axis=1)
+
+# %% ../../nbs/74_runs.predictor.ipynb #842e6561
+def _read_files(run):
+    "Files of a run that may say something about its answers, by their names in it"
+    found = {o.relative_to(run): o for name in ('*.json', '*.safetensors', '*.csv') for o in run.rglob(name)}
+    return {k: found[k] for k in sorted(found) if not any(o.startswith('.') for o in k.parts)}
 
 @patch
-def _table(self:Predictor, ids, sources, n, bs):
-    "What `predict_folder` returns"
-    probs, labels, nearest = [], [], []
-    for p, near in self._batches(sources, n, bs):
-        probs.append(p)
-        labels += [';'.join(o) for o in self.decide(p, near)]
-        if near is not None: nearest += zip(*near.closest)
-    df = pd.DataFrame(dict(Id=ids, Labels=labels))
-    if nearest: df[['Nearest', 'Cosine']] = nearest
-    return pd.concat([df, pd.DataFrame(np.concatenate(probs).round(4), columns=self.labels)], axis=1)
+def _job(self:Predictor, n):
+    "What the answers depend on, besides the images; None if the networks were not read from a folder"
+    if not self.runs: return None
+    runs = {str(o): file_stamps(_read_files(o))[['Id', 'size', 'time']].to_numpy().tolist() for o in self.runs}
+    return dict(version=__version__, tta=n, device=str(self.device), runs=runs)
 
 # %% ../../nbs/74_runs.predictor.ipynb #1baeac7f
 @patch
 def predict_folder(self:Predictor,
     images, # Folder of images, in any layout that `find_samples` knows
-    out=None, # CSV to write
+    out=None, # CSV to write; if that is interrupted, the same call goes on with what is done
     n:int=None, # Symmetric views of each image: 1, 4 or 8; by default as in the run
-    bs:int=None # Images in a batch; by default as in the run
+    bs:int=None, # Images in a batch; by default as in the run
+    strict:bool=False # Is an image that can't be read an error? If not, it is left out and listed
 ) -> pd.DataFrame: # Id, Labels (names with `;` between), Nearest and Cosine (with known images), a column per label
     "Label all images in a folder; raises `DataError`"
     if any((Path(images)/o).exists() for o in ('model.json', 'ensemble.json')):
         raise DataError(f'{images}: the folder of a run, its pictures are plots; '
                         'give the folder that holds the images')
-    samples = find_samples(images)
-    df = self._table(list(samples), list(samples.values()), n, bs or self.bs)
-    if out is not None:
-        with whole_file(out) as tmp: df.to_csv(tmp, index=False)
-    return df
+    def answer(ids, prepared): return self._table(ids, prepared, n)
+    return image_table(images, answer, self.prepare, bs or self.bs, out, self._job(n), strict)
 
 # %% ../../nbs/74_runs.predictor.ipynb #324d5416
 class EnsemblePredictor(Predictor):
@@ -227,4 +227,6 @@ def of(cls:EnsemblePredictor,
 ) -> EnsemblePredictor:
     "Read an ensemble and its runs; raises `DataError`"
     folders, decider = read_ensemble(run)
-    return cls([Predictor.load(o, device) for o in folders], decider)
+    predictor = cls([Predictor.load(o, device) for o in folders], decider)
+    predictor.runs = [Path(run), *(o for member in predictor.members for o in member.runs)]
+    return predictor
