@@ -5,6 +5,7 @@
 - `hpa_fastai.data.augment`: More ways to look at the same cells: turned by any angle, out of focus, noisy, with holes
 - `hpa_fastai.data.block`: From labels and images to fastai's DataLoaders, in one call or with a `DataBlock`
 - `hpa_fastai.data.buffers`: Reusable memory for batches, and sending data to the device
+- `hpa_fastai.data.likeness`: What a network was trained on, and which images are unlike that
 - `hpa_fastai.data.loader`: `PackDL`: a fastai loader that gathers whole batches from a pack
 - `hpa_fastai.data.normalize`: From uint8 batches to a network's normalised floats, in one pass
 - `hpa_fastai.data.sampling`: How often an epoch shows each image, so that rare labels are seen often enough

@@ -21,6 +21,7 @@ from pydantic import Field
 from ..labels import CHANNELS, DataError, LABELS
 from ..files import read_json, write_json
 from ..schemas import Count, Fraction, Pixels, read_checked, Schema
+from ..data.likeness import TrainedOn
 from .stems import STEMS
 from .heads import HEADS
 from .factory import check_model_args
@@ -72,6 +73,7 @@ class RunConfig(Schema):
     bs:Annotated[Count, Field(le=8192)]=32
     neighbours:bool=False
     networks:dict[str, Sha256]={}
+    trained_on:TrainedOn|None=None
 
 # %% ../../nbs/37_models.trained.ipynb #34774574
 def save_config(
@@ -83,11 +85,13 @@ def save_config(
     labels=LABELS, # Names of the labels, in order
     views:dict=None, # Views each network predicts on: arguments of `DihedralTTA`
     bs:int=32, # Images in a batch
-    neighbours:bool=False # Does each fold have a second network and known images that pass labels on?
+    neighbours:bool=False, # Does each fold have a second network and known images that pass labels on?
+    trained_on:TrainedOn=None # What the networks learn from, if it is known
 ):
     "Write model.json: how to build a run's networks, and how to prepare images for them"
     config = dict(format=1, model=model, size=size, mean=list(mean), std=list(std), labels=list(labels))
-    write_json(Path(path)/'model.json', config | dict(views=views or {}, bs=bs, neighbours=neighbours))
+    config |= dict(views=views or {}, bs=bs, neighbours=neighbours)
+    write_json(Path(path)/'model.json', config | dict(trained_on=trained_on and trained_on.model_dump()))
 
 # %% ../../nbs/37_models.trained.ipynb #e30cea42
 _again = 'start the same hpa-train again, it goes on'

@@ -22,6 +22,7 @@ from ..jobs import file_stamps
 from ..images.samples import resize_rgby
 from ..images.tables import image_table
 from ..data.normalize import StainNormalize
+from ..data.likeness import careful, is_simulated
 from ..train.learner import best_autocast
 from ..decide.tta import DihedralTTA
 from ..decide.outcome import EnsembleRule
@@ -42,7 +43,8 @@ class Predictor:
         views:dict=None, # Views each network predicts on, arguments of `DihedralTTA`; by default eight symmetries
         ensemble=None, # Fitted `Ensemble` that combines the networks; by default their mean
         bs:int=32, # Images in a batch
-        known=() # `KnownImages` that pass their labels on, one for each fold
+        known=(), # `KnownImages` that pass their labels on, one for each fold
+        trained_on=None # What the networks learnt from, a `TrainedOn`; None if nobody knows
     ):
         self.device = torch.device(device or default_device())
         self.models = [m.to(self.device, memory_format=torch.channels_last).eval() for m in models]
@@ -50,6 +52,7 @@ class Predictor:
         self.size, self.labels, self.views = size, list(labels), views or {}
         self.normalise = StainNormalize((mean, std))
         self.known = list(known)
+        self.trained_on = [trained_on] if trained_on else []
 
 # %% ../../nbs/74_runs.predictor.ipynb #1e142ca4
 @patch(cls_method=True)
@@ -62,7 +65,7 @@ def load(cls:Predictor,
     if (run/'ensemble.json').exists(): return EnsemblePredictor.of(run, device)
     config, models, decider, known = read_networks(run, device)
     predictor = cls(models, decider.rule, config.size, config.mean, config.std, config.labels, device,
-                    config.views.model_dump(exclude_unset=True), decider.ensemble, config.bs, known)
+                    config.views.model_dump(exclude_unset=True), decider.ensemble, config.bs, known, config.trained_on)
     predictor.runs = [run]
     return predictor
 
@@ -150,13 +153,26 @@ def predict_pack(self:Predictor,
     starts = progress_bar(range(0, len(rows), bs), leave=False)
     return np.concatenate([self.predict_probs(pack.gather(rows[i:i+bs]), n) for i in starts])
 
+# %% ../../nbs/74_runs.predictor.ipynb #3555d8fb
+@patch
+def _unlike(self:Predictor, prepared):
+    "How prepared images differ from those that the networks learnt from, in words; `''` where they don't"
+    return self.trained_on[0].unlike(prepared) if self.trained_on else ['']*len(prepared)
+
+@patch
+def _warn(self:Predictor, images, df):
+    "Say aloud what speaks against trusting the labels of a folder's images"
+    unlike = df.Unlike if self.trained_on else ['']*len(df)
+    if warning := careful(self.trained_on, list(unlike), is_simulated(images)): print(warning)
+
 # %% ../../nbs/74_runs.predictor.ipynb #0f16c2db
 @patch
 def _table(self:Predictor, ids, prepared, n):
-    "Labels, nearest known images and probabilities of a batch of prepared images"
+    "Labels, nearest known images, unlikeness and probabilities of a batch of prepared images"
     probs, near = self.decider.combine(self._ask(prepared, n)), self._near(prepared)
     df = pd.DataFrame(dict(Id=ids, Labels=[';'.join(o) for o in self.decide(probs, near)]))
     if near is not None: df[['Nearest', 'Cosine']] = list(zip(*near.closest))
+    if self.trained_on: df['Unlike'] = self._unlike(prepared)
     return pd.concat([df, pd.DataFrame(probs.round(4), columns=self.labels)], axis=1)
 
 # %% ../../nbs/74_runs.predictor.ipynb #842e6561
@@ -180,13 +196,15 @@ def predict_folder(self:Predictor,
     n:int=None, # Symmetric views of each image: 1, 4 or 8; by default as in the run
     bs:int=None, # Images in a batch; by default as in the run
     strict:bool=False # Is an image that can't be read an error? If not, it is left out and listed
-) -> pd.DataFrame: # Id, Labels (names with `;` between), Nearest and Cosine (with known images), a column per label
-    "Label all images in a folder; raises `DataError`"
+) -> pd.DataFrame: # Id, Labels, Nearest and Cosine (with known images), Unlike (if it can be told), a column per label
+    "Label all images in a folder, and warn of those that are unlike the training images; raises `DataError`"
     if any((Path(images)/o).exists() for o in ('model.json', 'ensemble.json')):
         raise DataError(f'{images}: the folder of a run, its pictures are plots; '
                         'give the folder that holds the images')
     def answer(ids, prepared): return self._table(ids, prepared, n)
-    return image_table(images, answer, self.prepare, bs or self.bs, out, self._job(n), strict)
+    df = image_table(images, answer, self.prepare, bs or self.bs, out, self._job(n), strict)
+    self._warn(images, df)
+    return df
 
 # %% ../../nbs/74_runs.predictor.ipynb #324d5416
 class EnsemblePredictor(Predictor):
@@ -198,6 +216,7 @@ class EnsemblePredictor(Predictor):
         self.members, self.decider = list(members), decider
         self.size = max(o.size for o in self.members)
         self.bs = min(o.bs for o in self.members)
+        self.trained_on = [noted for o in self.members for noted in o.trained_on]
         self.labels, self.device = self.members[0].labels, self.members[0].device
         for o in self.members:
             if o.labels != self.labels:
@@ -218,6 +237,11 @@ class EnsemblePredictor(Predictor):
     def _near(self, prepared):
         "The nearest images that any of the runs knows"
         return add_near([o._near(list(imgs)) for o, imgs in zip(self.members, zip(*prepared))])
+
+    def _unlike(self, prepared):
+        "How prepared images differ from those that any of the runs learnt from, in words"
+        each = [o._unlike(list(imgs)) for o, imgs in zip(self.members, zip(*prepared))]
+        return [';'.join(dict.fromkeys(';'.join(filter(None, said)).split(';'))) for said in zip(*each)]
 
 # %% ../../nbs/74_runs.predictor.ipynb #fea1f39a
 @patch(cls_method=True)

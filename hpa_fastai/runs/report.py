@@ -27,6 +27,7 @@ from fastcore.xml import Div, Figcaption, Figure, Img, Pre, Safe, Small, Span, S
 
 from ..files import whole_file
 from ..images.samples import composite, resize_rgby
+from ..models.trained import read_config
 from ..train.intervals import bootstrap
 from ..decide.rules import constant_floor
 from ..explain.plots import plot_confusion_matrix, plot_logs
@@ -114,6 +115,28 @@ def _bar(r):
     interval = Span(cls='i', style=f'left:{low:.1f}%;width:{max(high - low, .5):.1f}%')
     return Div(f1, interval, cls='bar', title=f'F1 {r.f1:.2f}, {low/100:.2f} to {high/100:.2f}')
 
+# %% ../../nbs/79_runs.report.ipynb #829f30a4
+def _noted(run):
+    "`RunConfig` and scores of a run that has noted what it learnt from; of an ensemble, those of each of its runs"
+    for o in run.members:
+        if (o/'oof.csv').exists(): yield from _noted(RunFolder(o))
+    if not (run.path/'model.json').exists(): return
+    config = read_config(run.path)
+    if config.trained_on: yield config, run.scores
+
+def _learnt(config):
+    "How many images a run learnt from, and in which sizes"
+    sizes = sorted(config.trained_on.sizes, key=config.trained_on.sizes.get, reverse=True)
+    of = f' of {", ".join(sizes[:4])}{" and other" if len(sizes) > 4 else ""} pixels' if sizes else ''
+    return _fill('learnt', images=f'{config.trained_on.images:,}', of=of, size=f'{config.size} × {config.size}')
+
+def _data(noted):
+    "What the networks learnt from, and how many test images are unlike that; nothing where it isn't noted"
+    simulated = any(config.trained_on.simulated for config, _ in noted)
+    parts = [_fill('simulated') if simulated else ''] + [_learnt(config) for config, _ in noted]
+    counts = [scores['test_unlike'] for _, scores in noted if scores.get('test_unlike')]
+    return list(dict.fromkeys(parts + [_fill('unlike', **o) for o in counts]))
+
 # %% ../../nbs/79_runs.report.ipynb #c0bd080a
 def _neighbours(passed, n):
     "What neighbours that passed labels on have changed for `n` images; nothing without them"
@@ -134,7 +157,7 @@ def _summary(run, interp):
     chosen = scores.get('chosen_on_held_out')
     judges = 'networks' if (run.path/'ensemble.json').exists() else 'a network'
     further = ', '.join(f'{n:,} images of {source}' for source, n in scores.get('train_only', {}).items())
-    return _fill('summary', images=f'{len(run.ids):,}', labels=f'{interp.targs.sum():,}', kinds=len(interp.labels),
+    return _fill('summary', data=_data(list(_noted(run))), images=f'{len(run.ids):,}', labels=f'{interp.targs.sum():,}', kinds=len(interp.labels),
                  folds=len(np.unique(run.folds)), judges=judges,
                  further=_fill('further', images=further) if further else '',
                  neighbours=_neighbours(scores.get('neighbours'), len(run.ids)),
@@ -255,7 +278,8 @@ def write_report(
     interp, out = run.interpret(packs), Path(out or run.path/'report.html')
     sections = [_summary(run, interp), _ensemble(run.scores), _trust(interp), _confusion(interp),
                 _examples(interp, examples), _decisions(run, interp), _settings(run)]
-    page = _fill('page', name=run.path.resolve().name, sections=sections)
+    simulated = ' (simulated cells)'*any(config.trained_on.simulated for config, _ in _noted(run))
+    page = _fill('page', name=run.path.resolve().name + simulated, sections=sections)
     with whole_file(out) as tmp: tmp.write_text(page, encoding='utf-8')
     if interp.images is not None: interp.images.close()
     return out

@@ -13,6 +13,7 @@ __all__ = ['check_run', 'Seconds', 'StageTimer', 'RunJob']
 # %% ../../nbs/75_runs.stages.ipynb #b02d814f
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 
@@ -29,7 +30,7 @@ from ..decide.submission import read_probs, write_probs
 from ..explain.neighbours import KnownImages, read_near, write_near
 from .setup import check_network, recipe_dls, recipe_learner
 from .fold import check_recipe, dependent_choices, fold_neighbours, read_trained, recipe_views, train_fold
-from .folder import add_near
+from .folder import add_near, describe_data
 from .predictor import Predictor
 
 # %% ../../nbs/75_runs.stages.ipynb #ed257c06
@@ -81,6 +82,11 @@ class RunJob:
 
     def __post_init__(self):
         if self.timer is None: self.timer = StageTimer(self.out/'seconds.json')
+
+    @cached_property
+    def trained_on(self):
+        "What the run learns from, a `TrainedOn`"
+        return describe_data(self.data, self.train_pack)
 
     def held_out(self,
         k:int # Number of a fold
@@ -162,7 +168,7 @@ def train(self:RunJob,
     with self.timer('train'), self.processes.team.together(learn):
         if not read_trained(learn): train_fold(learn, recipe, self.data.targs[self.learns_from(k)])
     save_config(self.out, learn.model.config, recipe.size, *self.train_pack.stats(), views=recipe_views(recipe),
-                bs=recipe.bs, neighbours=recipe.neighbours is not None)
+                bs=recipe.bs, neighbours=recipe.neighbours is not None, trained_on=self.trained_on)
     return learn
 
 # %% ../../nbs/75_runs.stages.ipynb #17e9a472
@@ -241,6 +247,13 @@ def save_probs(self:RunJob,
     write_probs(self.out/'oof.parquet', self.oof_ids, outcome.probs)
     if data.test_ids: write_probs(self.out/'test.parquet', data.test_ids, combine(self.test_probs()))
 
+# %% ../../nbs/75_runs.stages.ipynb #cf3cb349
+@patch
+def test_unlike(self:RunJob) -> dict: # Number of `images`, and of those that are `unlike`; empty where nobody can tell
+    "Count the test images that are unlike those of the training"
+    if not (self.test_pack and self.trained_on.likeness): return {}
+    return dict(images=len(self.test_pack), unlike=sum(map(bool, self.trained_on.unlike(self.test_pack))))
+
 # %% ../../nbs/75_runs.stages.ipynb #f1f30770
 @patch
 def scores(self:RunJob,
@@ -248,7 +261,7 @@ def scores(self:RunJob,
 ) -> dict:
     "Scores of the run, choices that its held-out images have had a say in, and images that were only learnt from"
     return {**outcome.scores(), 'chosen_on_held_out': dependent_choices(self.recipe),
-            'train_only': self.data.train_only()}
+            'train_only': self.data.train_only(), 'test_unlike': self.test_unlike()}
 
 # %% ../../nbs/75_runs.stages.ipynb #7d638f62
 @patch

@@ -23,6 +23,7 @@ from fastprogress import progress_bar
 
 import hpa_fastai.simulate.vesicles # with it, all 28 patterns are registered
 
+from .. import __version__
 from ..labels import CHANNELS, DataError, parse_target, train_label_sets
 from ..files import read_json, whole_file, write_json
 from ..workers import ordered_map
@@ -161,7 +162,7 @@ def _same_settings(path, settings):
     if not file.exists():
         found = [path/o for o in ('train.csv', 'train', 'test', 'recipe.yaml') if (path/o).exists()]
         if found: raise DataError(f'{found[0]}: exists, but simulate_dataset did not write it; give another folder')
-        return write_json(file, settings)
+        return write_json(file, settings | dict(version=__version__))
     was = read_json(file)
     differ = [f'{k} was {was.get(k)}, is {v}' for k,v in settings.items() if was.get(k) != v]
     if differ:
