@@ -14,6 +14,9 @@ __all__ = ['RGBYBlock', 'OpenTargets', 'LabelNames', 'show_batch', 'show_results
 # %% ../../nbs/27_data.block.ipynb #cadaf09d
 from fastai.vision.all import *
 
+from difflib import get_close_matches
+from inspect import signature
+
 import numpy as np
 import pandas as pd
 
@@ -23,16 +26,24 @@ from ..images.splits import fold_numbers, stratified_holdout, yes_rows
 from .symmetries import RandomSymmetry
 from .normalize import StainNormalize
 from .sampling import as_repeats
-from .sources import image_source, OpenRGBY
+from .sources import image_source, ImageFiles, OpenRGBY
 from .loader import PackDL
 
 # %% ../../nbs/27_data.block.ipynb #eceef45d
+def _opened(source, size=None):
+    "A source of images; files are resized to `size`, if it is given"
+    is_path = isinstance(source, (str, Path))
+    is_files = isinstance(source, dict) or is_path and not (Path(source)/'manifest.json').exists()
+    return ImageFiles(source, size) if is_files else image_source(source)
+
 def RGBYBlock(
-    source=None, # Pack, its path, or a folder of images; None if items are images themselves
+    source=None, # Pack, its path, a folder of images, or `find_samples(folder)`; None if items are images themselves
     batch_tfms=StainNormalize # Batch transforms; the last one must make floats
 ) -> TransformBlock: # For fastai's `DataBlock`
     "Make a `TransformBlock` for four-stain images whose batches are gathered as a whole"
-    return TransformBlock(type_tfms=OpenRGBY(source), batch_tfms=batch_tfms, dl_type=PackDL)
+    opener = OpenRGBY(None if source is None else _opened(source))
+    return TransformBlock(type_tfms=opener, batch_tfms=batch_tfms, dl_type=PackDL)
+
 
 # %% ../../nbs/27_data.block.ipynb #849911ff
 class OpenTargets(EncodedMultiCategorize):
@@ -169,7 +180,7 @@ def _rows_of(df, ids):
 # %% ../../nbs/27_data.block.ipynb #223f2419
 def rgby_dls(
     df, # Table with the columns Id and Target, or the path of such a CSV
-    source, # Images: a pack, its path, or a folder of files
+    source, # Images: a pack, its path, a folder of files, or `find_samples(folder)`
     valid=.2, # What to hold out: a fraction, a fold's number (column `fold`), the name of a yes/no column, or Ids
     bs:int=64, # Batch size
     crop:int=None, # Side of the square cut from each image, in pixels of the source; by default the whole image
@@ -183,8 +194,9 @@ def rgby_dls(
     **kwargs # Arguments of fastai's `DataBlock.dataloaders`: device, path, val_bs, prefetch, …
 ) -> DataLoaders: # Batches of (TensorRGBY, TensorMultiCategory)
     "Make training and validation batches from labels and images"
+    _check_call(df, source, bs, item_tfms, kwargs)
     if not isinstance(df, pd.DataFrame): df = read_labels(df, labels)
-    source = image_source(source)
+    source = _opened(source)
     source.index(df.Id)   # fail now rather than mid-epoch if an image is missing
     df, targets = _encoded(df, targets, labels)
     rows = valid_rows(df, valid, seed, labels)
@@ -196,6 +208,30 @@ def rgby_dls(
     block = DataBlock(blocks, splitter=IndexSplitter(rows), item_tfms=item_tfms, batch_tfms=batch_tfms)
     kwargs = dict(drop_last=len(train) >= bs, crop=crop, size=size, seed=seed) | kwargs
     return block.dataloaders(list(df.Id), bs=bs, dl_kwargs=[dict(repeats=repeats), {}], **kwargs)
+
+# %% ../../nbs/27_data.block.ipynb #166e5bd8
+def _check_sides(df, source):
+    "Raise `DataError` unless labels come first and images second"
+    def is_table(o): return isinstance(o, pd.DataFrame) or isinstance(o, (str, Path)) and Path(o).suffix == '.csv'
+    is_folder = isinstance(df, (str, Path)) and Path(df).is_dir()
+    if is_table(source) and not is_table(df) or hasattr(df, 'gather'):
+        raise DataError('labels come first, then images; write rgby_dls(labels, images)')
+    if is_folder:
+        raise DataError(f'{df}: a folder where the list of labels is expected; give its CSV, e.g. {Path(df)/"train.csv"}')
+
+def _check_call(df, source, bs, item_tfms, kwargs):
+    "Raise `DataError` for arguments of `rgby_dls` that would not do what they say"
+    _check_sides(df, source)
+    if bs < 1: raise DataError(f'bs is {bs}; give the number of images in a batch, 1 or more')
+    if any(isinstance(o, (Resize, CropPad, RandomCrop, RandomResizedCrop)) for o in L(item_tfms)):
+        raise DataError('item_tfms: Resize and crops of fastai are for PIL images; write size=… or crop=… instead')
+    own = [o for o in signature(rgby_dls).parameters if o != 'kwargs']
+    known = {*own, *signature(PackDL.__init__).parameters, *signature(Datasets.dataloaders).parameters, 'verbose'}
+    for name in kwargs:
+        if name in known: continue
+        close = get_close_matches(name, sorted(known), 1, 0.)[0]
+        raise DataError(f'rgby_dls has no argument {name}; did you mean {close}?')
+
 
 # %% ../../nbs/27_data.block.ipynb #ab3c6bbd
 def _encoded(df, targets, labels):
@@ -210,15 +246,12 @@ def _encoded(df, targets, labels):
 # %% ../../nbs/27_data.block.ipynb #e4a7f884
 def source_dl(
     dls, # DataLoaders to take everything else from, as made by `rgby_dls`
-    source, # Images: a pack, its path, or a folder of files
+    source, # Images: a pack, its path, a folder of files, or `find_samples(folder)`; files are resized as `dls` is
     ids=None, # Ids of the images to take, in order; by default all
     **kwargs # Arguments to change, as for `dl.new`: bs, size, …
 ) -> PackDL: # Batches of (TensorRGBY,)
     "Make a loader for images of another source, transformed as for validation"
-    source = image_source(source)
-    items = list(source.ids if ids is None else ids)
-    images = TfmdLists(items, OpenRGBY(source), do_setup=False, split_idx=1)
-    return dls.valid.new(Datasets(tls=[images]), **kwargs)
+    return dls.valid.other_images(_opened(source, dls.valid.source_size), ids, **kwargs)
 
 # %% ../../nbs/27_data.block.ipynb #e82ae61e
 def grid_dls(

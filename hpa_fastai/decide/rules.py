@@ -90,6 +90,16 @@ class Rule(Serializable):
 
     def _thresholds(self, probs, targs): raise NotImplementedError
 
+# %% ../../nbs/52_decide.rules.ipynb #e24b78a8
+def _check_probs(probs):
+    "Raise `DataError` for values that are no probabilities"
+    low, high = (probs.min(), probs.max()) if probs.size else (0, 1)
+    if low < -1e-4 or high > 1 + 1e-4:
+        raise DataError(f'probs holds values from {low:.3g} to {high:.3g}; give probabilities, '
+                        'such as learn.get_preds() returns, or logits.sigmoid()')
+    return probs
+
+
 # %% ../../nbs/52_decide.rules.ipynb #b97d989a
 @patch
 def fit(self:Rule,
@@ -97,7 +107,8 @@ def fit(self:Rule,
     targs # Truth (images, labels), 0/1 or bool
 ): # The rule itself
     "Find the thresholds"
-    self.thresholds = np.asarray(self._thresholds(*as_matrices(probs, targs)), float)
+    probs, targs = as_matrices(probs, targs)
+    self.thresholds = np.asarray(self._thresholds(_check_probs(probs), targs), float)
     return self
 
 # %% ../../nbs/52_decide.rules.ipynb #af4a5d41
@@ -128,8 +139,9 @@ def predict(self:Rule,
     probs # Probabilities (images, labels)
 ) -> np.ndarray: # Decisions (images, labels), bool; no row is empty
     "Decide which labels each image has"
+    probs = _check_probs(as_matrix(probs, 'probs'))
     if self.thresholds is None: raise DataError(f'{self} is not fitted; call fit(probs, targs) first')
-    n = np.shape(probs)[-1]
+    n = probs.shape[1]
     if n != len(self.thresholds):
         raise DataError(f'probs has {n} labels, the rule {len(self.thresholds)}; '
                         'use the rule with the network it was fitted for')

@@ -13,6 +13,7 @@ __all__ = ['multilabel_confusion', 'pair_counts', 'RGBYInterpretation']
 # %% ../../nbs/60_explain.interpret.ipynb #cadaf09d
 import numpy as np
 import pandas as pd
+from fastai.vision.all import ClassificationInterpretation
 from fastcore.basics import patch
 
 import hpa_fastai.decide.tta   # gives learners `dihedral_tta`
@@ -109,6 +110,18 @@ def from_learner(cls:RGBYInterpretation,
     reader = getattr(dl, 'reader', None)
     if reader is None: return cls(range(len(probs)), probs, targs, decided, None, rule, **kwargs)
     return cls([reader.id_of(o) for o in dl.items], probs, targs, decided, reader.source, rule, **kwargs)
+
+# %% ../../nbs/60_explain.interpret.ipynb #6bf56c4b
+_fastai_from_learner = ClassificationInterpretation.from_learner.__func__
+
+@patch(cls_method=True)
+def from_learner(cls:ClassificationInterpretation, learn, *args, **kwargs):
+    "fastai's `from_learner`; raises `DataError` if images have several labels"
+    if getattr(learn.dls.valid, 'has_label_sets', False):
+        raise DataError(f'{cls.__name__} is for one label per image, and these have several; '
+                        'write RGBYInterpretation.from_learner(learn)')
+    return _fastai_from_learner(cls, learn, *args, **kwargs)
+
 
 # %% ../../nbs/60_explain.interpret.ipynb #b3913c9f
 @patch

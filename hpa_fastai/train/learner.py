@@ -11,16 +11,19 @@ than by a recipe. What you get is a plain `Learner`: `lr_find`, `fit_one_cycle`,
 __all__ = ['OPTIMIZERS', 'rgby_splitter', 'best_precision', 'best_autocast', 'AutoMixedPrecision', 'EpochLog', 'rgby_learner']
 
 # %% ../../nbs/43_train.learner.ipynb #cadaf09d
+from difflib import get_close_matches
 from functools import partial
+from inspect import signature
 
 from fastai.callback.fp16 import GradScaler, MixedPrecision
-from fastai.vision.all import (Callback, L, Learner, OptimWrapper, Path, delegates, get_c, nn, noop, params, patch,
-                               pd, torch)
+from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, L, Learner, OptimWrapper, Path, accuracy,
+                               delegates, error_rate, get_c, nn, noop, params, patch, pd, torch)
 
-from ..labels import LABELS
+from ..labels import DataError, LABELS
 from ..models.factory import rgby_model
 from .losses import MultiLabelFocalLoss
 from .metrics import MacroF1, MeanAP
+
 
 # %% ../../nbs/43_train.learner.ipynb #393dba5b
 def rgby_splitter(
@@ -152,11 +155,54 @@ def _decays_all(opt_func, wd_bn_bias):
                          "for wd_bn_bias=False take one of fastai's, such as opt_func=Adam")
     return True
 
+# %% ../../nbs/43_train.learner.ipynb #5f20f14f
+_elsewhere = dict(
+    arch='body', cut='a network of your own: nn.Sequential(body, head)', custom_head='head, a key of HEADS',
+    normalize='batch_tfms of rgby_dls, which normalises by the stains of the training images', ps='dropout',
+    y_range='nothing: each label has a probability of its own', init='nothing: timm initialises its networks',
+    concat_pool="head='concat'", pool='head, a key of HEADS', lin_ftrs='head, a key of HEADS',
+    lin_first='head, a key of HEADS', first_bn='head, a key of HEADS', bn_final='head, a key of HEADS',
+    config='model_args', pretrained_cfg='weights')
+
+def _check_argument(name):
+    "Raise `DataError` for a further argument that no learner has"
+    known = [o for o in signature(Learner.__init__).parameters if o not in ('self', 'model')]
+    if name in known: return
+    if name in _elsewhere: raise DataError(f'rgby_learner has no argument {name}; write {_elsewhere[name]}')
+    close = get_close_matches(name, [*known, *(o for o in signature(rgby_learner).parameters if o != 'kwargs')], 1, 0.)[0]
+    raise DataError(f'rgby_learner has no argument {name}; did you mean {close}?')
+
+
+# %% ../../nbs/43_train.learner.ipynb #1ef473de
+def _weights(weights, pretrained):
+    "The weights to start from, if fastai's `pretrained` is given too; raises `DataError` if they disagree"
+    random = weights in (None, 'none')
+    if pretrained is None or pretrained and not random: return weights
+    if pretrained: raise DataError(f'pretrained=True and weights={weights!r} disagree; leave out one of them')
+    if not random and weights != 'imagenet':
+        raise DataError(f'pretrained=False and weights={str(weights)!r} disagree; leave out one of them')
+    return None
+
+def _check_call(dls, loss_func, metrics, kwargs):
+    "Raise `DataError` for arguments of `rgby_learner` that would fail later, or mean something else"
+    if not isinstance(dls, DataLoaders):
+        raise DataError(f'{type(dls).__name__} where batches are expected; make them with rgby_dls(labels, images)')
+    if kwargs.get('n_in', 4) != 4: raise DataError(f'n_in is {kwargs["n_in"]}; images have four channels, leave it out')
+    for name in kwargs.keys() - {'n_in'}: _check_argument(name)
+    if not getattr(dls.valid, 'has_label_sets', False): return
+    if isinstance(loss_func, (CrossEntropyLossFlat, nn.CrossEntropyLoss)):
+        raise DataError('cross entropy is for one label per image, and these have several; '
+                        'leave out loss_func, or take BCEWithLogitsLossFlat() or one of LOSSES')
+    if any(o is accuracy or o is error_rate for o in L(metrics)):
+        raise DataError('accuracy and error_rate are for one label per image, and these have several; '
+                        'leave out metrics, or take accuracy_multi')
+
+
 # %% ../../nbs/43_train.learner.ipynb #3a130d62
 @delegates(Learner.__init__)
 def rgby_learner(
     dls, # DataLoaders of four-channel images and 0/1 targets, such as `rgby_dls` makes
-    body='resnet34', # A name for `rgby_model`, or a whole network: `nn.Sequential(body, head)`; more parts are head
+    body='resnet34', # A name for `rgby_model`, a function of that name, or a network `nn.Sequential(body, head, …)`
     n_out:int=None, # Number of labels; by default as many as `dls` has
     loss_func=None, # Loss; `MultiLabelFocalLoss()` by default
     weights='imagenet', # As in `rgby_model`: `'imagenet'`, a path, or None
@@ -168,6 +214,8 @@ def rgby_learner(
     channels_last:bool=True, # Store all channels of a pixel together? Faster on tensor cores and CPUs
     compile:bool=False, # `torch.compile` the model? Pays off in long trainings on GPUs, not on CPUs
     log:str='log.csv', # File below `path` for losses and metrics of each epoch; None for no file
+    pretrained:bool=None, # As in fastai: False for random weights; by default `weights` decides
+    splitter=rgby_splitter, # Function that splits the network into groups of layers
     metrics=None, # Macro F1 and mean average precision by default
     opt_func=None, # Optimizer; fused AdamW (`OPTIMIZERS['adamw']`) by default
     wd_bn_bias:bool=None, # Decay batch norms and biases too? PyTorch's optimizers always do; fastai's by default don't
@@ -175,17 +223,20 @@ def rgby_learner(
     **kwargs
 ) -> Learner: # With a frozen body if it comes with weights
     "A learner for four-channel images with several labels each"
+    _check_call(dls, loss_func, metrics, kwargs)
+    kwargs.pop('n_in', None)
+    weights = _weights(weights, pretrained)
     cbs = L(cbs) + _callbacks(precision, log)
     opt_func = opt_func or OPTIMIZERS['adamw']
     wd_bn_bias = _decays_all(opt_func, wd_bn_bias)
     model = body
-    if isinstance(body, str):
-        model = rgby_model(body, n_out or get_c(dls) or len(LABELS), stem=stem, head=head, weights=weights,
+    if not isinstance(body, nn.Module):
+        model = rgby_model(getattr(body, '__name__', body), n_out or get_c(dls) or len(LABELS), stem=stem, head=head, weights=weights,
                            dropout=dropout, **(model_args or {}))
     if channels_last: model.to(memory_format=torch.channels_last)
     if compile: model.compile()
     if metrics is None: metrics = L(MacroF1(), MeanAP())
-    learn = Learner(dls, model, loss_func=loss_func or MultiLabelFocalLoss(), splitter=rgby_splitter,
+    learn = Learner(dls, model, loss_func=loss_func or MultiLabelFocalLoss(), splitter=splitter,
                     opt_func=opt_func, wd_bn_bias=wd_bn_bias, cbs=cbs, metrics=metrics, **kwargs)
     if getattr(model, 'pretrained', False): learn.freeze_body()
     return learn
