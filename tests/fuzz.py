@@ -6,9 +6,9 @@
 A case is chosen by the seed, the reader and its number alone. It may end in a result, in a `DataError` of one line
 that names a file, or in exit status 2; anything else is a finding: another error, more than 5 seconds of computing,
 500 MB of memory, another process, a connection, or a file that lies outside the folder of the case."""
-import argparse, contextlib, io, json, os, random, re, shutil, signal, sys, tempfile, time, traceback, unicodedata, warnings
+import argparse, contextlib, importlib, io, json, os, pkgutil, random, re, shutil, sys, tempfile, time, traceback, unicodedata, warnings
 from collections import Counter, defaultdict
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import cv2, numpy as np, pandas as pd, tifffile, torch
@@ -16,6 +16,7 @@ from PIL import Image
 
 import damage
 from watch import forget_peak, limit_memory, limited, memory, TooLong, watched
+import hpa_fastai
 from hpa_fastai.labels import CHANNELS, DataError, read_labels, read_submission
 
 sys.dont_write_bytecode = True
@@ -139,8 +140,10 @@ class Box:
     def spoil(self, path, way=None):
         "Spoil a file in a way that suits it"
         way = way or ways.get(path.suffix, damage.spoil_bytes)
-        data, done = way(path.read_bytes(), self.rng)
-        self.write(path, data, done)
+        data = path.read_bytes()
+        try: new, done = way(data, self.rng)
+        except Exception: new, done = damage.spoil_bytes(data, self.rng)   # spoilt before, so that no way fits it
+        self.write(path, new, done)
 
     def misplace(self, path):
         "Remove a file, or put something else in its place"
@@ -178,7 +181,7 @@ def _image(box, *patterns):
         way = {'.png': damage.odd_png, '.tif': damage.odd_tiff, '.npy': damage.spoil_npy}.get(source.suffix,
                                                                                            damage.spoil_bytes)
         data, done = way(data, rng)
-    elif what < .76 and (box.base/f'images/bomb{source.suffix}').exists():
+    elif what < .754 and (box.base/f'images/bomb{source.suffix}').exists():
         data, done = (box.base/f'images/bomb{source.suffix}').read_bytes(), '24,000 × 24,000'
     suffix = source.suffix if rng.random() < .85 else rng.choice(['.png', '.jpg', '.tif', '.npy', '.TIFF'])
     return data, f'{source.name}, {done}', suffix
@@ -407,11 +410,17 @@ def recipe(box):
         keep_recipe(r, path, True)
     return read
 
+@lru_cache
+def _named(name):
+    "A recipe of the library's"
+    from hpa_fastai.runs.recipes import load_recipe
+    return load_recipe(name)
+
 def override(box):
     "Changes of a recipe from a command line"
-    from hpa_fastai.runs.recipes import load_recipe, RECIPES
+    from hpa_fastai.runs.recipes import RECIPES
     rng, name = box.rng, box.rng.choice(list(RECIPES))
-    r = load_recipe(name)
+    r = _named(name)
     keys = [k for k in vars(r)] + ['epochs', 'lr', 'phases.0', 'phases.0.lr', 'phases.-1.lr', 'phases.x', 'phases.9.lr', 'phases.0.mix',
             'phases.0.mix.mixup', 'loss_args.gamma', 'loss_args.', '', '.', '..', 'phases', 'neighbours', 'neighbours.bs',
             'model_args.channels', 'model_args.channels.0', 'augment.gain.x', 'stains.0', 'name.x', 'phases.²', '__class__', 'a\nb']
@@ -465,7 +474,7 @@ def weights(box):
     from hpa_fastai.models.factory import rgby_model
     rng = box.rng
     source = rng.choice(['whole.safetensors']*3 + ['whole.pth', 'legacy.pth', 'timm.pth', 'timm.pth', 'cnn.pth'])
-    path = box.copy(f'weights/{source}', rng.choice([source]*6 + ['w.bin', 'w.pkl', 'w.npz', 'w']))
+    path = box.copy(f'weights/{source}', rng.choice([source]*6 + ['wei.bin', 'wei.pkl', 'wei.npz', 'wei']))
     data, what = path.read_bytes(), rng.random()
     if source.endswith('safetensors') and what < .5:
         n = int.from_bytes(data[:8], 'little')
@@ -569,11 +578,11 @@ def _kind(*patterns):
     return read
 
 readers = dict(
-    png=(_kind('*.png'), 12), jpeg=(_kind('*.jpg'), 5), tiff=(_kind('*.tif'), 10), npy=(_kind('*.npy'), 5), samples=(samples, 6),
-    labels=(labels, 8), submission=(submission, 7), kaggle=(kaggle, 6), pack=(pack, 9), part=(part, 4), predictor=(predictor, 7),
-    run=(run_folder, 6), interpretation=(interpretation, 4), comparison=(comparison, 3), ensemble=(ensemble, 4), recipe=(recipe, 8),
-    override=(override, 5), network=(network, 4), weights=(weights, 5), checkpoint=(checkpoint, 3), stages=(stages, 2),
-    command=(command, 4))
+    png=(_kind('*.png'), 14), jpeg=(_kind('*.jpg'), 6), tiff=(_kind('*.tif'), 12), npy=(_kind('*.npy'), 7), samples=(samples, 6),
+    labels=(labels, 9), submission=(submission, 7), kaggle=(kaggle, 4), pack=(pack, 10), part=(part, 5), predictor=(predictor, 7),
+    run=(run_folder, 6), interpretation=(interpretation, 3), comparison=(comparison, 1), ensemble=(ensemble, 3), recipe=(recipe, 8),
+    override=(override, 5), network=(network, 5), weights=(weights, 6), checkpoint=(checkpoint, 2), stages=(stages, 3),
+    command=(command, 2))
 
 # ---- one case, and what came of it ----
 
@@ -645,7 +654,7 @@ def try_case(base, folder, reader, seed, case, show=False):
     before, start = memory('VmRSS'), time.process_time()
     with watched(folder, base/'data') as seen: outcome, place, error = _outcome(read, box, reader)
     took, grown = time.process_time() - start, memory() - before
-    faults = [o.replace(str(folder), '…') for o in seen if reader != 'weights' or 'unpickles collections.OrderedDict' not in o]
+    faults = [re.sub(r'/tmp/\w+', '/tmp/…', o.replace(str(folder), '…')) for o in seen]
     faults += [f'left {o}' for o in set(os.listdir(folder.parent)) - beside]
     if (folder/'pwned').exists(): faults.append('runs code from a file')
     if grown > megabytes: faults.append(f'takes {round(grown, -2):.0f} MB')
@@ -668,6 +677,8 @@ def _set_up():
     "What a process needs before it reads cases"
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    for o in pkgutil.walk_packages(hpa_fastai.__path__, 'hpa_fastai.'): importlib.import_module(o.name)
+    import matplotlib.font_manager, timm   # whatever they read, they read now
     from fastprogress import fastprogress
     fastprogress.NO_BAR, fastprogress.print = True, lambda *args, **kwargs: None
 
@@ -724,16 +735,24 @@ def table(records):
                             findings=c['findings']) for k, c in rows.items()])
     return pd.concat([df, pd.DataFrame([dict(reader='all', **df.drop(columns='reader').sum())])], ignore_index=True)
 
+def _kind_of(outcome):
+    "What a finding has in common with others of its cause"
+    if 'names no file' in outcome: return 'DataError, names no file'
+    return outcome if outcome.startswith(('DataError', 'takes', 'the process')) else outcome.partition(':')[0]
+
 def causes(records, seed):
-    "Text about the findings, those of one cause together, the most frequent first"
+    "Text about the findings, those of one cause together, by place"
     groups = defaultdict(list)
     for o in records:
-        if o['outcome'] not in ('success', 'refused'): groups[o['place'], o['outcome']].append(o)
+        if o['outcome'] not in ('success', 'refused'): groups[o['place'], _kind_of(o['outcome'])].append(o)
     lines = []
-    for (place, outcome), found in sorted(groups.items(), key=lambda o: (o[0][0], -len(o[1]))):
-        first, by = found[0], Counter(o['reader'] for o in found)
-        lines += [f'{len(found)} × {outcome}', f'    at {place}   ({", ".join(f"{k} {v}" for k, v in by.items())})',
-                  f'    e.g. {first["done"][:260]}', f'    python tests/fuzz.py --seed {seed} --only {first["reader"]} --case {first["case"]}']
+    for (place, kind), found in sorted(groups.items(), key=lambda o: (o[0][0], -len(o[1]))):
+        by, said = Counter(o['reader'] for o in found), Counter(o['outcome'] for o in found)
+        lines.append(f'{len(found)} × {kind}   at {place}   ({", ".join(f"{k} {v}" for k, v in by.items())})')
+        for text, _ in said.most_common(3):
+            first = next(o for o in found if o['outcome'] == text)
+            lines += [f'    {text}', f'        {first["done"][-240:]}',
+                      f'        python tests/fuzz.py --seed {seed} --only {first["reader"]} --case {first["case"]}']
     return '\n'.join(lines)
 
 def fuzz(n, seed, only=None, case=None, minutes=None):
@@ -768,7 +787,7 @@ def main():
         return
     print(causes(records, args.seed))
     print(table(records).to_string(index=False))
-    print(f'seed {args.seed}, {time.time() - start:.0f} s')
+    print(f'seed {args.seed}, {time.time() - start:.0f} s, of which {sum(o.get("took", 0) for o in records):.0f} s were reading')
     slow = sorted(records, key=lambda o: -o.get('took', 0))[:3]
     print('slowest: ' + ', '.join(f'{o["reader"]} {o["case"]} ({o["took"]} s)' for o in slow if 'took' in o))
 

@@ -1,12 +1,13 @@
 "What a call opens, where it connects, how long it takes and how much memory: seen by an audit hook."
 import os, signal, sys, sysconfig, time
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
-root = Path(__file__).resolve().parent.parent
+here, library = Path(__file__).resolve().parent, Path(find_spec('hpa_fastai').origin).parent
 devices = ('/dev/null', '/dev/urandom', '/proc/', '/sys/')
 own = sorted({os.path.realpath(o) + os.sep for o in [
-    root/'hpa_fastai', root/'tests', sys.prefix, sys.base_prefix, *sysconfig.get_paths().values()] if str(o) != '/usr'})
+    library, here, sys.prefix, sys.base_prefix, *sysconfig.get_paths().values()] if str(o) != '/usr'})
 own += [f'/usr/{o}/' for o in ('lib', 'local/lib', 'share')] + ['/lib/', '/etc/ld.so.cache']
 state = dict(on=False, folders=(), seen=[])
 
