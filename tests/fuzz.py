@@ -675,7 +675,7 @@ def deal(n, only=None):
     counts = {k: max(1, round(n*w/total)) for k, w in chosen.items()}
     return sorted(((k, i) for k, c in counts.items() for i in range(c)), key=lambda o: ((o[1] + .5)/counts[o[0]], o[0]))
 
-def _set_up():
+def set_up():
     "What a process needs before it reads cases"
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
@@ -765,10 +765,10 @@ def fuzz(n, seed, only=None, case=None, minutes=None):
         base.mkdir()
         (Path(folder)/'case').mkdir()
         def work(write):
-            _set_up()
+            set_up()
             with contextlib.redirect_stdout(io.StringIO()): make_material(base)
         if list(_in_child(work))[-1]: raise RuntimeError('the material could not be made')
-        _set_up()
+        set_up()
         here = os.getcwd()
         try:
             if case is not None: return [try_case(base, Path(folder)/'case'/'box', only[0], seed, case, True)]

@@ -7,14 +7,14 @@ A command runs in a fork of this process, which has imported the library already
 its work. In the end there must be no byte that differs from an undisturbed run, and no file that such a run does not
 leave. Four things hold the time that was taken, and are compared without it: `seconds.json`, the entries `seconds` of
 `scores.json` and of `recipe` pages, the column `time` of `log.csv`, and the minutes in `report.html`."""
-import argparse, contextlib, csv, hashlib, io, json, os, random, re, shutil, signal, sys, tempfile, time, traceback
+import argparse, contextlib, csv, gc, hashlib, io, json, os, random, re, shutil, signal, sys, tempfile, time, traceback
 from collections import Counter
 from pathlib import Path
 
-import cv2, numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd
 from PIL import Image
 
-from fuzz import neighbours, run_command, tiny
+from fuzz import neighbours, run_command, set_up, tiny
 from hpa_fastai.labels import CHANNELS
 
 limit = 120   # seconds in which every command ends
@@ -178,9 +178,9 @@ class Trial:
         self.count, self.notes = Counter(), []
         seconds = []
         for _ in range(2):
-            run, start = self.start('whole'), time.time()
+            run = self.start('whole')
             status = run.end()
-            seconds.append(time.time() - start)
+            seconds.append(time.time() - run.began)
             if status: raise RuntimeError(f'{name}: an undisturbed run ends with status {status}: {run.lines()[-3:]}')
             expected = contents(self.folder/'whole')
             if seconds[1:] and expected != self.expected:
@@ -242,8 +242,8 @@ class Trial:
 
 def trials(n, seed, only=None, n_twice=None, say=False):
     "Disturb every command `n` times by each signal; returns the trials"
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
+    set_up()
+    gc.freeze()   # so that a fork copies less
     shm, rng, done = Path('/dev/shm'), random.Random(seed), []
     with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None, prefix='kills') as folder:
         base = Path(folder)/'base'
