@@ -50,7 +50,8 @@ def big_numbers(data, rng):
     n = rng.choice([4, 8])
     return data[:a] + rng.choice([b'\xff', b'\x7f', b'\x00'])*n + data[a + n:]
 
-byte_ways = [flip, flip, flip, flip, cut, cut_end, cut_start, empty, double, noise, blank, zeros, repeat, drop, page,
+byte_ways = [flip, flip, flip, flip, cut, cut_end, cut_start, empty, double, noise, blank, zeros, repeat, drop,
+             page,
              pointer, big_numbers, big_numbers]
 
 def spoil_bytes(data, rng):
@@ -120,7 +121,8 @@ def to_json(obj):
     for i, o in enumerate(raw): text = text.replace(f'"@raw{i}@"', o)
     return text
 
-tops = ['null', 'true', '0', '""', '[]', '{}', '[[[]]]', 'NaN', '[' * 100_000, '{"a":' * 50_000, '"\\ud800"', '1e400',
+tops = ['null', 'true', '0', '""', '[]', '{}', '[[[]]]', 'NaN', '[' * 100_000, '{"a":' * 50_000, '"\\ud800"',
+        '1e400',
         '9' * 5000, '{"a": 1, "a": 2}', "{'a': 1}", '// no', '{}{}', '[1, 2, 3]', '"text"']
 
 def spoil_json(data, rng):
@@ -134,15 +136,21 @@ def spoil_json(data, rng):
     done = [change(obj, rng) for _ in range(rng.choice([1, 1, 1, 1, 2, 4]))]
     return to_json(obj).encode('utf-8', 'replace'), '; '.join(done)
 
-yaml_texts = ['null', '[]', '3', 'text', '{}', '- a\n- b', 'name: &a [*a]', '&a {name: *a}', 'name: *b', '!!python/none x',
-              '!!python/object/apply:os.system ["touch pwned"]', '!!python/name:os.system', '? [a, b]\n: 1', '{[1]: 2}',
+yaml_texts = ['null', '[]', '3', 'text', '{}', '- a\n- b', 'name: &a [*a]', '&a {name: *a}', 'name: *b',
+              '!!python/none x',
+              '!!python/object/apply:os.system ["touch pwned"]', '!!python/name:os.system', '? [a, b]\n: 1',
+              '{[1]: 2}',
               '1: 2', 'null: 3', '~', '---\na: 1\n---\nb: 2', '%YAML 9.9\n---\na: 1', '[' * 3000, '{a: ' * 3000,
-              'name: !!binary x', 'name: !!binary aGVsbG8=', 'name: !!set {a, b}', 'size: 2001-01-01', 'size: 1:30:00',
+              'name: !!binary x', 'name: !!binary aGVsbG8=', 'name: !!set {a, b}', 'size: 2001-01-01',
+              'size: 1:30:00',
               'name: !!timestamp x', 'size: 0x_', 'size: 0b', 'size: 1_000', 'size: ' + '9'*5000, 'name: "\\x00"',
-              'name: "\\ud800"', 'name: |\n  a\n  b', 'name: >\n' + '  a\n'*5000, '\t- a', 'name: @', 'name: `', '<<: 3',
-              '<<: [1, 2]', '<<: &x {<<: *x}', 'phases: [*x]', '\x00', '\ufeffname: a', 'name: a\nname: b', '- ' * 2000,
+              'name: "\\ud800"', 'name: |\n  a\n  b', 'name: >\n' + '  a\n'*5000, '\t- a', 'name: @', 'name: `',
+              '<<: 3',
+              '<<: [1, 2]', '<<: &x {<<: *x}', 'phases: [*x]', '\x00', '\ufeffname: a', 'name: a\nname: b',
+              '- ' * 2000,
               '!!map [1]', '!!seq {a: 1}', '!!int x', 'size: !!int ""', 'wd: !!float x', 'wd: .nan', 'wd: .inf',
-              'name: !!omap [a: 1]', 'name: !!pairs [a: 1]', 'x' * 100_000, 'a: ' * 1000, '? ' * 2000, 'wd: 1e', '!' * 500,
+              'name: !!omap [a: 1]', 'name: !!pairs [a: 1]', 'x' * 100_000, 'a: ' * 1000, '? ' * 2000, 'wd: 1e',
+              '!' * 500,
               'phases: {}', 'phases: [[]]', 'phases: [null]', 'phases: []', 'neighbours: []', 'neighbours: {}']
 
 def yaml_bomb(rng):
@@ -185,9 +193,12 @@ def spoil_yaml(data, rng):
 
 # ---- tables ----
 
-cells = ['', ' ', 'nan', 'None', '-1', '0', '1', '27', '28', '99', '1.0', '1.5', '1e400', '9'*400, '-', '--1', '²', '１', '٣',
-         '0 0', '0  1', '0,1', '0 ²', 'Nucleoplasm', 'x'*3000, '../../x', '/etc/passwd', '.', '..', 'a/b', 'a\\b', 'nul\x00',
-         'a\nb', 'a\u2028b', '\x1b[31m', '"', '\'', '=1+1', 'http://127.0.0.1:9', 'inf', 'True', 'yes', 'maybe', '1_0', '0x1',
+cells = ['', ' ', 'nan', 'None', '-1', '0', '1', '27', '28', '99', '1.0', '1.5', '1e400', '9'*400, '-', '--1', '²',
+         '１', '٣',
+         '0 0', '0  1', '0,1', '0 ²', 'Nucleoplasm', 'x'*3000, '../../x', '/etc/passwd', '.', '..', 'a/b', 'a\\b',
+         'nul\x00',
+         'a\nb', 'a\u2028b', '\x1b[31m', '"', '\'', '=1+1', 'http://127.0.0.1:9', 'inf', 'True', 'yes', 'maybe',
+         '1_0', '0x1',
          '+1', '1e3', '1e18', '9223372036854775808', '\ufeff', '\ud800', ' 3 ', '3;4']
 
 def spoil_frame(df, rng, choices=cells):
@@ -216,9 +227,12 @@ def spoil_csv(data, rng):
     way = rng.random()
     if way < .12: return spoil_text(data.decode(), rng)
     if way < .2:
-        text = rng.choice(['Id', 'Id,Target', 'Id,Target\n', '\n\n\n', ',', ',,,\n,,,', '"', 'Id,Target\n"a', 'a;b\n1;2',
-                           'Id,Id\n1,2', 'Id,Target\n1,2,3,4\n', 'Id,Target,' + ','.join(map(str, range(5000))) + '\n',
-                           data.decode().replace(',', ';'), data.decode().replace(',', '\t'), data.decode().replace('\n', ''),
+        text = rng.choice(['Id', 'Id,Target', 'Id,Target\n', '\n\n\n', ',', ',,,\n,,,', '"', 'Id,Target\n"a',
+                           'a;b\n1;2',
+                           'Id,Id\n1,2', 'Id,Target\n1,2,3,4\n',
+                           'Id,Target,' + ','.join(map(str, range(5000))) + '\n',
+                           data.decode().replace(',', ';'), data.decode().replace(',', '\t'),
+                           data.decode().replace('\n', ''),
                            data.decode() + '\n\n,,,,,,,\n', data.decode().replace(',', ',"', 1), 'x'*200_000,
                            '\n'.join(['Id,Target', *[f'{k},0' for k in range(20_000)]])])
         return text.encode(), f'all = {brief(text)}'
@@ -229,7 +243,7 @@ def spoil_csv(data, rng):
 odd_cells = [None, float('nan'), float('inf'), -1., 2., 1e-300, 'x', b'x', [1, 2], 10**15, True]
 
 def spoil_parquet(data, rng):
-    "Parquet (bytes) with other cells, types, rows or columns, or no longer Parquet; the new bytes and what was done"
+    "Parquet (bytes) with other cells, types, rows or columns, or none; the new bytes and what was done"
     if rng.random() < .4: return spoil_bytes(data, rng)
     df = pd.read_parquet(io.BytesIO(data))
     c, way = rng.randrange(len(df.columns)), rng.random()
@@ -264,11 +278,15 @@ npy_headers = ["{'descr': '|u1', 'fortran_order': False, 'shape': (100000, 10000
                "{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 4)}",
                "{'descr': '|u1', 'fortran_order': False, 'shape': (9223372036854775807, 4, 4)}",
                "{'descr': '|u1', 'fortran_order': False, 'shape': (4294967296, 4294967296, 4)}",
-               "{'descr': '|O', 'fortran_order': False, 'shape': (2,)}", "{'descr': '|V9', 'fortran_order': True, 'shape': ()}",
-               "{'descr': [('a', '|u1')], 'fortran_order': False, 'shape': (4,)}", '{}', '[]', '', '(' * 2000, '1 +' * 3000 + '1',
+               "{'descr': '|O', 'fortran_order': False, 'shape': (2,)}",
+               "{'descr': '|V9', 'fortran_order': True, 'shape': ()}",
+               "{'descr': [('a', '|u1')], 'fortran_order': False, 'shape': (4,)}", '{}', '[]', '', '(' * 2000,
+               '1 +' * 3000 + '1',
                "{'descr': '|u1', 'fortran_order': False, 'shape': (0, 0, 4)}", "__import__('os').system('true')",
-               "{'descr': '|S1000000000', 'fortran_order': False, 'shape': (10,)}", "{'descr': '<M8[ns]', 'shape': (1,)}",
-               "{'descr': '|u1', 'fortran_order': False, 'shape': (True, 4)}", "{'descr': 3, 'fortran_order': 1, 'shape': 5}"]
+               "{'descr': '|S1000000000', 'fortran_order': False, 'shape': (10,)}",
+               "{'descr': '<M8[ns]', 'shape': (1,)}",
+               "{'descr': '|u1', 'fortran_order': False, 'shape': (True, 4)}",
+               "{'descr': 3, 'fortran_order': 1, 'shape': 5}"]
 
 def spoil_npy(data, rng):
     "A .npy file (bytes) of another type or shape, or none; the new bytes and what was done"
@@ -277,17 +295,22 @@ def spoil_npy(data, rng):
     if way < .6:
         text = rng.choice(npy_headers)
         return npy_with_header(text, rng.choice([b'', data[128:]])), f'header {brief(text)}'
-    kinds = dict(int64=lambda: a.astype(np.int64), f4=lambda: a.astype('f4') if a.dtype.names is None else a['sums'],
-                 bool=lambda: a != a[::-1], none=lambda: a[:0], flat=lambda: a.ravel()[:7], more=lambda: np.repeat(a, 3, 0),
-                 text=lambda: np.array(['a', 'b']), scalar=lambda: np.array(3), f_order=lambda: np.asfortranarray(a),
-                 turned=lambda: a.T, big_endian=lambda: a.astype(a.dtype.newbyteorder('>')), deep=lambda: a[..., None, None],
+    kinds = dict(int64=lambda: a.astype(np.int64),
+                 f4=lambda: a.astype('f4') if a.dtype.names is None else a['sums'],
+                 bool=lambda: a != a[::-1], none=lambda: a[:0], flat=lambda: a.ravel()[:7],
+                 more=lambda: np.repeat(a, 3, 0),
+                 text=lambda: np.array(['a', 'b']), scalar=lambda: np.array(3),
+                 f_order=lambda: np.asfortranarray(a),
+                 turned=lambda: a.T, big_endian=lambda: a.astype(a.dtype.newbyteorder('>')),
+                 deep=lambda: a[..., None, None],
                  nan=lambda: np.full(a.shape, np.nan), complex=lambda: np.zeros(a.shape, complex),
                  void=lambda: np.zeros(a.shape, 'V8'), date=lambda: np.zeros(a.shape, 'M8[s]'), short=lambda: a[1:])
     name = rng.choice(list(kinds))
     try: return npy(kinds[name]()), name
     except (TypeError, ValueError): return npy(np.array([{}], object), pickled=True), 'a pickled object'
 
-def png_chunk(kind, body): return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
+def png_chunk(kind, body): return struct.pack('>I', len(body)) + kind + body + struct.pack('>I',
+                                                                                           zlib.crc32(kind + body))
 
 def png_of(width, height, depth=8, colour=0, body=None, interlace=0):
     "A PNG with any header; black, unless `body` is given"
@@ -296,20 +319,25 @@ def png_of(width, height, depth=8, colour=0, body=None, interlace=0):
         squeeze, line = zlib.compressobj(1), bytes(1 + (width*channels*depth + 7)//8)
         many = line*max(1, 2**20//len(line))
         whole, rest = divmod(height*len(line), len(many))
-        body = b''.join(squeeze.compress(many) for _ in range(whole)) + squeeze.compress(many[:rest]) + squeeze.flush()
+        parts = [*(squeeze.compress(many) for _ in range(whole)), squeeze.compress(many[:rest]), squeeze.flush()]
+        body = b''.join(parts)
     head = struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, interlace)
     return (b'\x89PNG\r\n\x1a\n' + png_chunk(b'IHDR', head) + png_chunk(b'IDAT', body) + png_chunk(b'IEND', b''))
 
 def odd_png(data, rng):
     "A PNG with a strange header or strange chunks; its bytes and what it is"
     sides = [0, 1, 7, 64, 5000, 70_000, 2**24, 2**31 - 1, 2**31, 2**32 - 1]
-    w, h, depth, colour = rng.choice(sides), rng.choice(sides), rng.choice([1, 2, 4, 8, 16, 3]), rng.choice([0, 2, 3, 4, 6, 5])
+    w, h, depth, colour = rng.choice(sides), rng.choice(sides), rng.choice([1, 2, 4, 8, 16, 3]), rng.choice([0, 2,
+                                                                                                             3, 4,
+                                                                                                             6, 5])
     if rng.random() < .3:
-        kind = rng.choice([b'tEXt', b'zTXt', b'iTXt', b'iCCP', b'PLTE', b'tRNS', b'acTL', b'gAMA', b'sBIT', b'eXIf'])
+        kind = rng.choice([b'tEXt', b'zTXt', b'iTXt', b'iCCP', b'PLTE', b'tRNS', b'acTL', b'gAMA', b'sBIT',
+                           b'eXIf'])
         body = rng.choice([b'', rng.randbytes(20), b'a\0\0' + zlib.compress(bytes(5_000_000)), b'\0'*768])
         return data[:33] + png_chunk(kind, body) + data[33:], f'with a chunk {kind}'
     body = rng.choice([b'', zlib.compress(b''), zlib.compress(bytes(10_000)), rng.randbytes(50)])
-    return png_of(w, h, depth, colour, body, rng.choice([0, 1, 9])), f'PNG {w} × {h}, depth {depth}, colour {colour}'
+    return png_of(w, h, depth, colour, body,
+                  rng.choice([0, 1, 9])), f'PNG {w} × {h}, depth {depth}, colour {colour}'
 
 def odd_tiff(data, rng):
     "A TIFF with another value in one of its tags; its bytes and what was done"

@@ -6,7 +6,8 @@
 A case is chosen by the seed, the reader and its number alone. It may end in a result, in a `DataError` of one line
 that names a file, or in exit status 2; anything else is a finding: another error, more than 5 seconds of computing,
 500 MB of memory, another process, a connection, or a file that lies outside the folder of the case."""
-import argparse, contextlib, importlib, io, json, os, pkgutil, random, re, shutil, sys, tempfile, time, traceback, unicodedata, warnings
+import argparse, contextlib, importlib, io, json, os, pkgutil, random, re, shutil, sys, tempfile, time, traceback
+import unicodedata, warnings
 from collections import Counter, defaultdict
 from functools import lru_cache, partial
 from pathlib import Path
@@ -39,11 +40,12 @@ def _write_images(folder, rng):
     for mode in ('L', 'RGB', 'CMYK'): Image.fromarray(rgb).convert(mode).save(folder/f'{mode}.jpg')
     Image.fromarray(grey).save(folder/'progressive.jpg', progressive=True)
     tifs = dict(grey=(grey, {}), wide=(wide, {}), four=(four, {}), deflate=(four, dict(compression='zlib')),
-                lzw=(four, dict(compression='lzw')), planes=(np.moveaxis(four, -1, 0), dict(planarconfig='separate')),
+                lzw=(four, dict(compression='lzw')),
+                planes=(np.moveaxis(four, -1, 0), dict(planarconfig='separate')),
                 pages=(np.moveaxis(four, -1, 0), dict(photometric='minisblack')), big=(grey, dict(bigtiff=True)),
                 tiled=(four, dict(tile=(16, 16))), jpeg=(rgb, dict(compression='jpeg')),
-                ome=(grey, dict(ome=True)), imagej=(grey, dict(imagej=True)), predictor=(wide, dict(predictor=True,
-                                                                                                 compression='zlib')))
+                ome=(grey, dict(ome=True)), imagej=(grey, dict(imagej=True)),
+                predictor=(wide, dict(predictor=True, compression='zlib')))
     for name, (a, args) in tifs.items():
         with contextlib.suppress(Exception): tifffile.imwrite(folder/f'{name}.tif', a, **args)
     Image.fromarray(grey).save(folder/'pillow.tif', compression='packbits')
@@ -51,7 +53,8 @@ def _write_images(folder, rng):
         np.save(folder/f'{name}.npy', a)
     (folder/'bomb.png').write_bytes(damage.png_of(24_000, 24_000))
     with contextlib.suppress(Exception):
-        tifffile.imwrite(folder/'bomb.tif', shape=(24_000, 24_000), dtype=np.uint8, data=iter([bytes(24_000*100)]*240),
+        tifffile.imwrite(folder/'bomb.tif', shape=(24_000, 24_000), dtype=np.uint8,
+                         data=iter([bytes(24_000*100)]*240),
                          rowsperstrip=100, compression='zlib')
 
 def _write_state(path):
@@ -164,7 +167,8 @@ class Box:
             if self.rng.random() < .08: self.misplace(path)
             else: self.spoil(path)
 
-ways = {'.json': damage.spoil_json, '.csv': damage.spoil_csv, '.parquet': damage.spoil_parquet, '.npy': damage.spoil_npy,
+ways = {'.json': damage.spoil_json, '.csv': damage.spoil_csv, '.parquet': damage.spoil_parquet,
+        '.npy': damage.spoil_npy,
         '.yaml': damage.spoil_yaml}
 quiet = dict(progress=False)
 
@@ -191,7 +195,8 @@ def image(box, *patterns):
     from hpa_fastai.images.samples import find_samples, open_channel, open_rgby
     data, done, suffix = _image(box, *patterns)
     box.write(box.folder/f'images/sample{suffix}', data, done)
-    if box.rng.random() < .5: return lambda: open_channel(box.folder/f'images/sample{suffix}', box.rng.choice(CHANNELS))
+    if box.rng.random() < .5: return lambda: open_channel(box.folder/f'images/sample{suffix}',
+                                                          box.rng.choice(CHANNELS))
     return lambda: [open_rgby(o) for o in find_samples(box.folder/'images').values()]
 
 def samples(box):
@@ -204,7 +209,8 @@ def samples(box):
             data, done, suffix = _image(box, '*.*')
             box.write(folder/f's_{c}{suffix}', data, done)
         else: box.write(folder/f's_{c}.png', (box.base/'images/L.png').read_bytes(), 'whole')
-    odd = rng.choice(['', '', '_red.png', 's_green.tif', 's.png', '.s_red.png', 'x_RED.PNG', 's_red_green.png', 'ü\u2028_blue.png',
+    odd = rng.choice(['', '', '_red.png', 's_green.tif', 's.png', '.s_red.png', 'x_RED.PNG', 's_red_green.png',
+                      'ü\u2028_blue.png',
                       'a\nb_red.png', 'x' * 200 + '_red.png', 'folder.png', 's_red.png.npy'])
     if odd == 'folder.png': (folder/odd).mkdir(parents=True)
     elif odd: box.write(folder/odd, (box.base/'images/L.png').read_bytes(), 'added')
@@ -313,10 +319,13 @@ def _run_file(box, name, patterns):
     if what < .88: box.harm(*found)
     elif what < .92: box.misplace(rng.choice([o for o in run.rglob('*') if o.is_dir()] or [run/'scores.json']))
     else:
-        extra = rng.choice(['foldx/model.safetensors', 'fold/model.safetensors', 'fold-1/model.safetensors', 'fold²/oof.parquet',
+        extra = rng.choice(['foldx/model.safetensors', 'fold/model.safetensors', 'fold-1/model.safetensors',
+                            'fold²/oof.parquet',
                             'fold02/model.safetensors', 'fold2/model.safetensors', 'fold9999999999/near_oof.csv',
-                            'foldx/near_oof.csv', 'packs/train-9', 'packs/train-²', 'packs/train-99999999999999999999',
-                            'test.parquet', 'submission.csv', 'weights.json', 'ensemble.json', 'model.json', 'folds.csv'])
+                            'foldx/near_oof.csv', 'packs/train-9', 'packs/train-²',
+                            'packs/train-99999999999999999999',
+                            'test.parquet', 'submission.csv', 'weights.json', 'ensemble.json', 'model.json',
+                            'folds.csv'])
         (run/extra).parent.mkdir(exist_ok=True, parents=True)
         box.write(run/extra, rng.choice([b'', b'{}', b'Id,fold\n1,2\n', rng.choice(found).read_bytes()]), 'added')
     return run
@@ -337,8 +346,10 @@ def run_folder(box):
     "What a finished run says about itself"
     from hpa_fastai.runs.folder import RunFolder
     run = _run_file(box, box.rng.choice('ab'),
-                    ['oof.csv']*2 + ['oof.parquet']*2 + ['scores.json', 'test.parquet', 'submission.csv', 'thresholds.json',
-                     'weights.json', 'fold0/near_oof.csv', 'fold1/near_test.csv', 'fold0/arcface/known.json', 'folds.csv',
+                    ['oof.csv']*2 + ['oof.parquet']*2 + ['scores.json', 'test.parquet', 'submission.csv',
+                                                         'thresholds.json',
+                     'weights.json', 'fold0/near_oof.csv', 'fold1/near_test.csv', 'fold0/arcface/known.json',
+                     'folds.csv',
                      'packs/train-32/manifest.json'])
     def read():
         o = RunFolder(run)
@@ -350,8 +361,10 @@ def interpretation(box):
     "Scores, tables and images of a finished run"
     from hpa_fastai.runs.folder import RunFolder
     from hpa_fastai.decide.outcome import held_out_note, scores_line
-    run = _run_file(box, box.rng.choice(['a', 'b', 'b']), ['oof.csv', 'oof.parquet', 'scores.json', 'scores.json', 'weights.json',
-                    'thresholds.json', 'thresholds.json', 'packs/train-32/manifest.json', 'packs/train-32/rows.npy'])
+    run = _run_file(box, box.rng.choice(['a', 'b', 'b']),
+                    ['oof.csv', 'oof.parquet', 'scores.json', 'scores.json', 'weights.json',
+                    'thresholds.json', 'thresholds.json', 'packs/train-32/manifest.json',
+                    'packs/train-32/rows.npy'])
     def read():
         o = RunFolder(run)
         i = o.interpret()
@@ -365,7 +378,8 @@ def comparison(box):
     from hpa_fastai.runs.combine import ensemble_runs
     from hpa_fastai.runs.compare import compare_runs
     other = box.copy('runs/b', 'other')
-    run = _run_file(box, box.rng.choice(['a', 'mean']), ['oof.csv', 'oof.parquet', 'scores.json', 'scores.json', 'scores.json',
+    run = _run_file(box, box.rng.choice(['a', 'mean']),
+                    ['oof.csv', 'oof.parquet', 'scores.json', 'scores.json', 'scores.json',
                     'test.parquet', 'recipe.yaml', 'recipe.yaml', 'ensemble.json', 'fold0/near_oof.csv',
                     'fold0/arcface/known.json'])
     if box.rng.random() < .6: return lambda: compare_runs([run, other], n_boot=20)
@@ -376,7 +390,8 @@ def ensemble(box):
     from hpa_fastai.runs.folder import RunFolder
     from hpa_fastai.runs.predictor import Predictor
     for o in 'ab': box.copy(f'runs/{o}')
-    run = _run_file(box, box.rng.choice(['stacking', 'mean']), ['ensemble.json']*3 + ['weights.json']*3 + ['thresholds.json',
+    run = _run_file(box, box.rng.choice(['stacking', 'mean']),
+                    ['ensemble.json']*3 + ['weights.json']*3 + ['thresholds.json',
                     'oof.csv', 'scores.json', 'submission.csv'])
     if box.rng.random() < .05: box.misplace(box.folder/box.rng.choice('ab'))
     def read():
@@ -422,9 +437,12 @@ def override(box):
     from hpa_fastai.runs.recipes import RECIPES
     rng, name = box.rng, box.rng.choice(list(RECIPES))
     r = _named(name)
-    keys = [k for k in vars(r)] + ['epochs', 'lr', 'phases.0', 'phases.0.lr', 'phases.-1.lr', 'phases.x', 'phases.9.lr', 'phases.0.mix',
-            'phases.0.mix.mixup', 'loss_args.gamma', 'loss_args.', '', '.', '..', 'phases', 'neighbours', 'neighbours.bs',
-            'model_args.channels', 'model_args.channels.0', 'augment.gain.x', 'stains.0', 'name.x', 'phases.²', '__class__', 'a\nb']
+    keys = [k for k in vars(r)] + ['epochs', 'lr', 'phases.0', 'phases.0.lr', 'phases.-1.lr', 'phases.x',
+                                   'phases.9.lr', 'phases.0.mix',
+            'phases.0.mix.mixup', 'loss_args.gamma', 'loss_args.', '', '.', '..', 'phases', 'neighbours',
+            'neighbours.bs',
+            'model_args.channels', 'model_args.channels.0', 'augment.gain.x', 'stains.0', 'name.x', 'phases.²',
+            '__class__', 'a\nb']
     choices = [o for o in damage.values if not isinstance(o, damage.Raw)] + damage.yaml_texts
     changes = {rng.choice(keys): rng.choice(choices) for _ in range(rng.choice([1, 1, 2]))}
     box.done.append(f'{name}: {damage.brief(changes)}')
@@ -438,9 +456,11 @@ def network(box):
     rng, path = box.rng, box.folder/'recipe.yaml'
     body = rng.choice(['test_resnet', 'test_vit', 'basic_cnn', 'gapnet', 'test_efficientnet', 'resnet10t'])
     d = dict(name='odd', body=body, weights='none', head='concat', stem='mean', stains=[], dropout=.1,
-             model_args=rng.choice([{}, {}, dict(img_size=64), dict(channels=[8, 8, 8, 8], stem_width=8), dict(act='relu')]))
+             model_args=rng.choice([{}, {}, dict(img_size=64), dict(channels=[8, 8, 8, 8], stem_width=8),
+                                    dict(act='relu')]))
     if rng.random() < .3: d['neighbours'] = dict(body='test_resnet', weights='none')
-    choices = [o for o in damage.values if o != 'resnet18'] + [8, 64, 4096, 8192, [64, 128], ['red'], ['red', 'red']]
+    choices = [o for o in damage.values if o != 'resnet18'] + [8, 64, 4096, 8192, [64, 128], ['red'],
+                                                               ['red', 'red']]
     from hpa_fastai.models.factory import SHAPE_ARGS
     args = d['model_args'] if isinstance(d['model_args'], dict) else {}
     for _ in range(rng.choice([0, 1, 1, 2])): args[rng.choice(sorted(SHAPE_ARGS))] = rng.choice(choices)
@@ -455,11 +475,16 @@ def _odd_state(state, rng):
     "Tensors of other types, shapes and names"
     key, what = rng.choice(list(state)), rng.random()
     t = state[key]
-    odd = dict(half=lambda: t.half(), int=lambda: t.long(), complex=lambda: t.to(torch.complex64), bool=lambda: t > 0,
-               nan=lambda: torch.full_like(t, float('nan')) if t.is_floating_point() else t, turned=lambda: t.T if t.ndim == 2 else t[None],
-               none=lambda: None, number=lambda: 3, text=lambda: 'x', list=lambda: [1., 2.], scalar=lambda: torch.tensor(1.),
-               nothing=lambda: t[:0] if t.ndim else torch.zeros(0), view=lambda: torch.zeros(1).expand(t.shape), sparse=lambda: t.to_sparse(),
-               inner=lambda: {'a': t}, meta=lambda: t.to('meta'), huge=lambda: torch.zeros(1).expand(100_000, 100_000))
+    odd = dict(half=lambda: t.half(), int=lambda: t.long(), complex=lambda: t.to(torch.complex64),
+               bool=lambda: t > 0,
+               nan=lambda: torch.full_like(t, float('nan')) if t.is_floating_point() else t,
+               turned=lambda: t.T if t.ndim == 2 else t[None],
+               none=lambda: None, number=lambda: 3, text=lambda: 'x', list=lambda: [1., 2.],
+               scalar=lambda: torch.tensor(1.),
+               nothing=lambda: t[:0] if t.ndim else torch.zeros(0), view=lambda: torch.zeros(1).expand(t.shape),
+               sparse=lambda: t.to_sparse(),
+               inner=lambda: {'a': t}, meta=lambda: t.to('meta'),
+               huge=lambda: torch.zeros(1).expand(100_000, 100_000))
     name = rng.choice(list(odd))
     if what < .6: state[key] = odd[name]()
     elif what < .7: state.pop(key)
@@ -508,7 +533,8 @@ def checkpoint(box):
     if rng.random() < .3: box.spoil(path)
     else:
         state = torch.load(path, weights_only=True)
-        choices = [*(o for o in damage.values if not isinstance(o, damage.Raw)), torch.zeros(3), torch.zeros(0), (), (1, 2)]
+        choices = [*(o for o in damage.values if not isinstance(o, damage.Raw)), torch.zeros(3), torch.zeros(0), (),
+                   (1, 2)]
         done = damage.change(state, rng, choices)
         if rng.random() < .3:
             part = rng.choice(['model', 'grads', 'random', 'opt', 'kind', 'recorder', 'cbs', 'setting'])
@@ -528,7 +554,8 @@ def stages(box):
     from hpa_fastai.simulate.dataset import simulate_dataset
     rng = box.rng
     what = rng.choice(['seconds', 'download', 'simulate', 'json'])
-    name = dict(seconds='seconds.json', download='train/download.json', simulate='sim/simulated.json', json='any.json')[what]
+    name = dict(seconds='seconds.json', download='train/download.json', simulate='sim/simulated.json',
+                json='any.json')[what]
     path = box.folder/name
     content = dict(size=32) if what == 'download' else json.loads((box.base/'data/simulated.json').read_text())
     path.parent.mkdir(exist_ok=True)
@@ -538,7 +565,8 @@ def stages(box):
         with StageTimer(path)('train'): pass
     return dict(seconds=time_it, json=lambda: read_json(path),
                 download=lambda: download_samples([], path.parent, size=32, progress=False),
-                simulate=lambda: simulate_dataset(path.parent, n=0, n_test=0, size=32, workers=0, progress=False))[what]
+                simulate=lambda: simulate_dataset(path.parent, n=0, n_test=0, size=32, workers=0,
+                                                  progress=False))[what]
 
 def command(box):
     "Commands: exit status 0, or 2 with one line"
@@ -551,14 +579,17 @@ def command(box):
         args = [str(path), *flag('data', data)]
     elif what == 'recipes': args = [str(_recipe_file(box))]
     elif what == 'compare':
-        args = [str(_run_file(box, 'b', ['oof.csv', 'oof.parquet', 'scores.json', 'recipe.yaml'])), str(box.copy('runs/a', 'other'))]
+        args = [str(_run_file(box, 'b', ['oof.csv', 'oof.parquet', 'scores.json', 'recipe.yaml'])),
+                str(box.copy('runs/a', 'other'))]
     elif what == 'predict':
         run = _run_file(box, 'a', ['model.json', 'thresholds.json', 'fold0/arcface/known.json'])
-        args = [*flag('run', run), *flag('images', box.base/'data/test'), *flag('out', box.folder/'out.csv'), *flag('device', 'cpu')]
+        args = [*flag('run', run), *flag('images', box.base/'data/test'), *flag('out', box.folder/'out.csv'),
+                *flag('device', 'cpu')]
     elif what == 'train':   # refused before anything is trained
         box.harm((data := box.copy('plain'))/'train.csv', data/'sample_submission.csv', path := _recipe_file(box))
         args = [*flag('data', data), *flag('out', box.folder/'out'), *flag('recipe', path), *flag('set', rng.choice(
-            ['validation=none', 'thresholds=x', 'folds=1', 'opt=x', 'a', 'a=', '=', "'", 'size=x', 'phases.9.lr=1', 'size="', 'name=[']))]
+            ['validation=none', 'thresholds=x', 'folds=1', 'opt=x', 'a', 'a=', '=', "'", 'size=x', 'phases.9.lr=1',
+             'size="', 'name=[']))]
     else:
         data = box.copy('data')
         box.harm(data/'train.csv', *sorted((data/'train').iterdir())[:3])
@@ -579,12 +610,12 @@ def _kind(*patterns):
     def read(box): return image(box, *patterns)
     return read
 
-readers = dict(
-    png=(_kind('*.png'), 14), jpeg=(_kind('*.jpg'), 6), tiff=(_kind('*.tif'), 12), npy=(_kind('*.npy'), 7), samples=(samples, 6),
-    labels=(labels, 9), submission=(submission, 7), kaggle=(kaggle, 4), pack=(pack, 10), part=(part, 5), predictor=(predictor, 7),
-    run=(run_folder, 6), interpretation=(interpretation, 3), comparison=(comparison, 1), ensemble=(ensemble, 3), recipe=(recipe, 8),
-    override=(override, 5), network=(network, 5), weights=(weights, 6), checkpoint=(checkpoint, 2), stages=(stages, 3),
-    command=(command, 2))
+readers = dict(   # and how often each has its turn
+    png=(_kind('*.png'), 14), jpeg=(_kind('*.jpg'), 6), tiff=(_kind('*.tif'), 12), npy=(_kind('*.npy'), 7),
+    samples=(samples, 6), labels=(labels, 9), submission=(submission, 7), kaggle=(kaggle, 4), pack=(pack, 10),
+    part=(part, 5), predictor=(predictor, 7), run=(run_folder, 6), interpretation=(interpretation, 3),
+    comparison=(comparison, 1), ensemble=(ensemble, 3), recipe=(recipe, 8), override=(override, 5),
+    network=(network, 5), weights=(weights, 6), checkpoint=(checkpoint, 2), stages=(stages, 3), command=(command, 2))
 
 # ---- one case, and what came of it ----
 
@@ -599,7 +630,7 @@ def prepare(base, folder, reader, seed, case):
 
 def _place(e):
     "Where in the library an error came from"
-    frames = [o for o in traceback.extract_tb(e.__traceback__) if 'hpa_fastai' in o.filename and 'tests' not in o.filename]
+    frames = [o for o in traceback.extract_tb(e.__traceback__) if f'{os.sep}hpa_fastai{os.sep}' in o.filename]
     if not frames: return '?'
     return f'{Path(frames[-1].filename).stem}.{frames[-1].name}: {frames[-1].line}'
 
@@ -627,7 +658,8 @@ def _outcome(read, box, reader):
     known, err = box.known, io.StringIO()
     known |= _known_names(box)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err), limited(seconds, wall): read()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err), limited(seconds,
+                                                                                                 wall): read()
         return 'success', '', None
     except TooLong as e: return f'takes longer than {seconds} s', _place(e), e
     except SystemExit as e:
@@ -638,7 +670,8 @@ def _outcome(read, box, reader):
         wrong = _refusal(said[0], box, known | {"'", 'has no', 'KEY=VALUE', 'recipe '})
         return (f'exit status 2, {wrong}: {_pattern(said[0])}', _place(e), e) if wrong else ('refused', '', e)
     except DataError as e:
-        message = str(e).splitlines()[-1].strip() if reader == 'checkpoint' and str(e) else str(e)   # fastai adds lines before it
+        message = str(e)
+        if reader == 'checkpoint': message = message.splitlines()[-1].strip()   # fastai adds lines before it
         wrong = _refusal(message, box, known)
         more = f': {_pattern(message)}' if wrong == 'names no file' else ''
         return (f'DataError, {wrong}{more}', _place(e), e) if wrong else ('refused', '', e)
@@ -649,7 +682,8 @@ def try_case(base, folder, reader, seed, case, show=False):
     try: box, read = prepare(base, folder, reader, seed, case)
     except Exception as e:
         traceback.print_exc(file=sys.__stderr__)
-        return dict(reader=reader, case=case, outcome=f'the fuzzer itself: {type(e).__name__} {e}', place=_place(e), done='')
+        return dict(reader=reader, case=case, outcome=f'the fuzzer itself: {type(e).__name__} {e}', place=_place(e),
+                    done='')
     os.chdir(folder)
     beside = set(os.listdir(folder.parent))
     forget_peak()
@@ -673,7 +707,8 @@ def deal(n, only=None):
     chosen = {k: w for k, (_, w) in readers.items() if not only or k in only}
     total = sum(chosen.values())
     counts = {k: max(1, round(n*w/total)) for k, w in chosen.items()}
-    return sorted(((k, i) for k, c in counts.items() for i in range(c)), key=lambda o: ((o[1] + .5)/counts[o[0]], o[0]))
+    return sorted(((k, i) for k, c in counts.items() for i in range(c)),
+                  key=lambda o: ((o[1] + .5)/counts[o[0]], o[0]))
 
 def set_up():
     "What a process needs before it reads cases"
@@ -724,7 +759,8 @@ def run_cases(base, todo, seed, end=None):
             elif isinstance(o, dict): records.append(o)
             status = o
         if not status: return records
-        records.append(dict(reader=begun[0], case=begun[1], outcome=f'the process ends with status {status}', place='', done='?'))
+        records.append(dict(reader=begun[0], case=begun[1], outcome=f'the process ends with status {status}',
+                            place='', done='?'))
         todo = todo[n:]
     return records
 
@@ -789,7 +825,8 @@ def main():
         return
     print(causes(records, args.seed))
     print(table(records).to_string(index=False))
-    print(f'seed {args.seed}, {time.time() - start:.0f} s, of which {sum(o.get("took", 0) for o in records):.0f} s were reading')
+    reading = sum(o.get('took', 0) for o in records)
+    print(f'seed {args.seed}, {time.time() - start:.0f} s, of which {reading:.0f} s were reading')
     slow = sorted(records, key=lambda o: -o.get('took', 0))[:3]
     print('slowest: ' + ', '.join(f'{o["reader"]} {o["case"]} ({o["took"]} s)' for o in slow if 'took' in o))
 

@@ -3,11 +3,12 @@
     python tests/kills.py --n 20 --seed 0                   many moments of every command, and a table
     python tests/kills.py --seed 0 --only hpa-pack          one command
 
-A command runs in a fork of this process, which has imported the library already, so that the moments are spread over
-its work. In the end there must be no byte that differs from an undisturbed run, and no file that such a run does not
-leave. Some files hold the time that was taken, and are compared without it: `seconds.json`, the entry `seconds` of
+A command runs in a fork of this process, which has imported the library already, so that the moments are spread
+over its work. In the end there must be no byte that differs from an undisturbed run, and no file that such a run
+does not leave. Some files hold the time that was taken, and are compared without it: `seconds.json`, the entry `seconds` of
 `scores.json`, the column `time` of `log.csv`, and the seconds and minutes in `report.html`."""
-import argparse, contextlib, csv, gc, hashlib, io, json, os, random, re, shutil, signal, sys, tempfile, time, traceback
+import argparse, contextlib, csv, gc, hashlib, io, json, os, random, re, shutil, signal, sys, tempfile, time
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def _write_atlas(folder):
     for i in ids:
         antibody, _, name = i.partition('_')
         (folder/antibody).mkdir(parents=True)
-        for c in CHANNELS: Image.fromarray(rng.integers(0, 255, (48, 48), np.uint8)).save(folder/antibody/f'{name}_{c}.jpg')
+        for c in CHANNELS: Image.fromarray(rng.integers(0, 255, (48, 48),
+                                                        np.uint8)).save(folder/antibody/f'{name}_{c}.jpg')
     pd.DataFrame(dict(Id=ids, Target='0')).to_csv(folder/'list.csv', index=False)
 
 def serve(folder):
@@ -57,7 +59,8 @@ def make_material(base):
     from hpa_fastai.runs.recipes import Recipe
     from hpa_fastai.simulate.dataset import simulate_dataset
     for name, seed in dict(data=0, more=1).items():
-        simulate_dataset(base/name, n=n_images, n_test=6, size=48, seed=seed, balanced=True, workers=0, progress=False)
+        simulate_dataset(base/name, n=n_images, n_test=6, size=48, seed=seed, balanced=True, workers=0,
+                         progress=False)
     for name, own in dict(a=dict(body='test_resnet'), b=dict(body='basic_cnn')).items():
         cross_validate(base/'data', base/f'runs/{name}', Recipe.from_dict(tiny | own), device='cpu', workers=0)
     Recipe.from_dict(tiny | dict(body='test_resnet', neighbours=neighbours, phases=[dict(epochs=1), dict(
@@ -72,13 +75,17 @@ def commands(base, address):
         'hpa-pack': [*pack, '--workers', '0'],
         'hpa-pack 2': [*pack, '--workers', '2'],
         'hpa-pack zstd': [*pack, '--workers', '2', '--compress'],
-        'hpa-train': ['--data', data, '--out', 'OUT/run', '--recipe', str(base/'tiny.yaml'), '--device', 'cpu', '--workers', '0'],
-        'hpa-predict': ['--run', str(base/'runs/a'), '--images', f'{data}/train', '--out', 'OUT/labels.csv', '--device', 'cpu',
+        'hpa-train': ['--data', data, '--out', 'OUT/run', '--recipe', str(base/'tiny.yaml'), '--device', 'cpu',
+                      '--workers', '0'],
+        'hpa-predict': ['--run', str(base/'runs/a'), '--images', f'{data}/train', '--out', 'OUT/labels.csv',
+                        '--device', 'cpu',
                         '--bs', '4'],
         'hpa-merge': [data, str(base/'more'), '--out', 'OUT/merged'],
         'hpa-ensemble': [str(base/'runs/a'), str(base/'runs/b'), '--out', 'OUT/ensemble', '--how', 'stacking'],
-        'hpa-download': ['--out', 'OUT/atlas', '--samples', str(base/'atlas/list.csv'), '--base', address, '--workers', '4'],
-        'hpa-download size': ['--out', 'OUT/atlas', '--samples', str(base/'atlas/list.csv'), '--base', address, '--size', '24'],
+        'hpa-download': ['--out', 'OUT/atlas', '--samples', str(base/'atlas/list.csv'), '--base', address,
+                         '--workers', '4'],
+        'hpa-download size': ['--out', 'OUT/atlas', '--samples', str(base/'atlas/list.csv'), '--base', address,
+                              '--size', '24'],
         'hpa-simulate': ['--out', 'OUT/sim', '--n', '12', '--test', '2', '--size', '32', '--workers', '2'],
         'hpa-report': ['--run', str(base/'runs/a'), '--out', 'OUT/report.html']}
 
@@ -183,13 +190,13 @@ class Trial:
             run = self.start('whole')
             status = run.end()
             seconds.append(time.time() - run.began)
-            if status: raise RuntimeError(f'{name}: an undisturbed run ends with status {status}: {run.lines()[-3:]}')
+            if status: raise RuntimeError(f'{name}: ends with status {status}, undisturbed: {run.lines()[-3:]}')
             expected = contents(self.folder/'whole')
             if seconds[1:] and expected != self.expected:
                 self.note('undisturbed', 'differs', [k for k in expected if expected[k] != self.expected.get(k)])
             self.expected = expected
         self.seconds = min(seconds)
-        odd = [o for o in self.expected if Path(o).name.startswith('.') or '.part' in o or '.tmp' in o or '.lock' in o]
+        odd = [o for o in self.expected if re.search(r'(^|/)\.|\.(part|tmp|lock)', o)]
         if odd: self.note('undisturbed', 'leftovers', odd)
 
     def start(self, where, fresh=True):

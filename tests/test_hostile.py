@@ -50,16 +50,22 @@ def hostile_args(base, url):
     "Arguments by which a network of timm's could be told to look elsewhere"
     file = str(base/'elsewhere/model.safetensors')
     return dict(
-        pretrained=dict(pretrained=True), url=dict(pretrained=True, pretrained_cfg_overlay=dict(url=f'{url}/w.pth', hf_hub_id=None)),
+        pretrained=dict(pretrained=True),
+        url=dict(pretrained=True, pretrained_cfg_overlay=dict(url=f'{url}/w.pth', hf_hub_id=None)),
         file=dict(pretrained=True, pretrained_cfg_overlay=dict(file=file)),
         hub=dict(pretrained=True, pretrained_cfg_overlay=dict(hf_hub_id='a/b', source='hf-hub')),
-        cfg=dict(pretrained=True, pretrained_cfg=dict(url=f'{url}/w.pth')), cfg_name=dict(pretrained=True, pretrained_cfg=file),
-        state=dict(pretrained=True, pretrained_cfg_overlay=dict(state_dict={})), overlay=dict(pretrained_cfg_overlay=dict(url=url)),
+        cfg=dict(pretrained=True, pretrained_cfg=dict(url=f'{url}/w.pth')),
+        cfg_name=dict(pretrained=True, pretrained_cfg=file),
+        state=dict(pretrained=True, pretrained_cfg_overlay=dict(state_dict={})),
+        overlay=dict(pretrained_cfg_overlay=dict(url=url)),
         checkpoint=dict(checkpoint_path=file), pth=dict(checkpoint_path=str(base/'elsewhere/model.pth')),
-        cache=dict(pretrained=True, cache_dir=str(base/'elsewhere')), scriptable=dict(scriptable=True), jit=dict(exportable=True),
-        features=dict(features_only=True), weights=dict(weights=f'{url}/w.pth'), weights_file=dict(weights=str(base/'elsewhere/secret.txt')))
+        cache=dict(pretrained=True, cache_dir=str(base/'elsewhere')), scriptable=dict(scriptable=True),
+        jit=dict(exportable=True),
+        features=dict(features_only=True), weights=dict(weights=f'{url}/w.pth'),
+        weights_file=dict(weights=str(base/'elsewhere/secret.txt')))
 
-bodies = ['hf-hub:x/y', 'hf_hub:x/y', 'local-dir:ELSEWHERE', 'URL/model', 'ELSEWHERE/model.safetensors', '../elsewhere',
+bodies = ['hf-hub:x/y', 'hf_hub:x/y', 'local-dir:ELSEWHERE', 'URL/model', 'ELSEWHERE/model.safetensors',
+          '../elsewhere',
           'test_resnet.r160_in1k', 'resnet18.a1_in1k', 'test_resnet.nothing', 'timm/resnet18']
 names = list(hostile_args(Path('.'), ''))
 
@@ -103,17 +109,21 @@ def test_a_recipe_with_other_arguments(base, server, tmp_path, name):
     args = hostile_args(base, server[0])[name]
     own = dict(fuzz.tiny, body='test_resnet', model_args=args)
     Recipe.from_dict(own).save(tmp_path/'r.yaml')
-    def network(): return rgby_model('test_resnet', **dict(weights=None) | {k: v for k, v in args.items() if k != 'weights'})
+    def network(): return rgby_model('test_resnet',
+                                     **dict(weights=None) | {k: v for k, v in args.items() if k != 'weights'})
     try_all([lambda: check_network(load_recipe(tmp_path/'r.yaml')), network], server, tmp_path)
 
 @pytest.mark.parametrize('body', [o for o in bodies if 'resnet18' not in o])
 def test_a_recipe_with_another_body(base, server, tmp_path, body):
     body = place(body, base, server[0])
     Recipe.from_dict(dict(fuzz.tiny, body=body)).save(tmp_path/'r.yaml')
-    try_all([lambda: check_network(load_recipe(tmp_path/'r.yaml')), lambda: rgby_model(body, weights=None)], server, tmp_path)
+    try_all([lambda: check_network(load_recipe(tmp_path/'r.yaml')), lambda: rgby_model(body, weights=None)], server,
+            tmp_path)
 
-@pytest.mark.parametrize('runs', [['/etc'], ['/etc/passwd'], ['/proc/self/root/etc'], ['URL'], ['\\\\host\\share'], ['ELSEWHERE'],
-                                  ['../../elsewhere'], ['.'], ['../e'], [''], ['ELSEWHERE/secret.txt'], ['/'], ['~'], ['$HOME']])
+@pytest.mark.parametrize('runs', [['/etc'], ['/etc/passwd'], ['/proc/self/root/etc'], ['URL'], ['\\\\host\\share'],
+                                  ['ELSEWHERE'],
+                                  ['../../elsewhere'], ['.'], ['../e'], [''], ['ELSEWHERE/secret.txt'], ['/'],
+                                  ['~'], ['$HOME']])
 def test_an_ensemble_of_runs_elsewhere(base, server, tmp_path, runs):
     "Each of the places named holds no run, so that nothing in it is opened"
     shutil.copytree(base/'runs', tmp_path/'runs')
@@ -128,11 +138,13 @@ def test_an_ensemble_of_runs_elsewhere(base, server, tmp_path, runs):
 
 def test_links_that_lead_out_of_a_run(base, server, tmp_path):
     "What is linked is read as what it should be, and no further"
-    for file in ('model.json', 'thresholds.json', 'weights.json', 'oof.csv', 'scores.json', 'oof.parquet', 'fold0/model.safetensors'):
+    for file in ('model.json', 'thresholds.json', 'weights.json', 'oof.csv', 'scores.json', 'oof.parquet',
+                 'fold0/model.safetensors'):
         run = shutil.copytree(base/'runs/a', tmp_path/file.replace('/', '_'))
         (run/file).unlink()
         (run/file).symlink_to(base/'elsewhere/secret.txt')
-        try_all([predict(run), lambda: RunFolder(run).interpret(), lambda: repr(RunFolder(run))], server, tmp_path, base)
+        try_all([predict(run), lambda: RunFolder(run).interpret(), lambda: repr(RunFolder(run))], server, tmp_path,
+                base)
 
 empty_states = dict(nothing={}, none=None, wrapped=dict(state_dict={}), list=[], model=dict(model={}))
 
@@ -149,7 +161,8 @@ class Runs:
 @pytest.mark.parametrize('zipped', [True, False])
 def test_weights_that_run_code(server, tmp_path, zipped):
     torch.save(dict(a=Runs(tmp_path/'pwned')), tmp_path/'w.pth', _use_new_zipfile_serialization=zipped)
-    try_all([lambda: read_weights(tmp_path/'w.pth'), lambda: rgby_model('test_resnet', weights=tmp_path/'w.pth')], server, tmp_path)
+    try_all([lambda: read_weights(tmp_path/'w.pth'), lambda: rgby_model('test_resnet', weights=tmp_path/'w.pth')],
+            server, tmp_path)
     assert not (tmp_path/'pwned').exists()
 
 def test_the_watch_sees_what_it_should(tmp_path, server):

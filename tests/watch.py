@@ -23,7 +23,8 @@ def _judge(event, args):
         if _within(path, state['folders']) or path.startswith(devices): return None
         if writes: return f'writes {path}'
         return None if _within(path, own) else f'reads {path}'
-    if event in ('os.mkdir', 'os.remove', 'os.rmdir', 'os.rename', 'os.link', 'os.symlink', 'os.chmod', 'os.truncate'):
+    if event in ('os.mkdir', 'os.remove', 'os.rmdir', 'os.rename', 'os.link', 'os.symlink', 'os.chmod',
+                 'os.truncate'):
         paths = [os.path.abspath(os.fsdecode(o)) for o in args[:2] if isinstance(o, (str, bytes))]
         return next((f'{event} {o}' for o in paths if not _within(o, state['folders'])), None)
     if event in ('os.listdir', 'os.scandir'):
@@ -50,7 +51,7 @@ _hooked = []
 
 @contextmanager
 def watched(*folders):
-    "Yields the list of what happens in a `with` block that should not; what is in `folders` may be read and written"
+    "Yields a list of what should not happen in a `with` block; what is in `folders` may be read and written"
     if not _hooked: sys.addaudithook(_hook)
     _hooked[:] = [True]
     seen = []
