@@ -24,7 +24,7 @@
 - `hpa_fastai.explain.interpret`: Which labels you can trust, which labels are confused, and the images behind the numbers
 - `hpa_fastai.explain.neighbours`: Train a network to find each image's nearest neighbour
 - `hpa_fastai.explain.plots`: Learning curves, F1 of each label, confusions, thresholds, and the worst images
-- `hpa_fastai.files`: Atomic file writes: a file is either complete or absent
+- `hpa_fastai.files`: Files that are either complete or absent, and hold what they should
 - `hpa_fastai.images.competition`: Get them from Kaggle, and unpack them without harm
 - `hpa_fastai.images.download`: Get images of the Human Protein Atlas
 - `hpa_fastai.images.duplicates`: Find images of the same field, shifted, brighter or noisier, among all pairs
@@ -37,7 +37,7 @@
 - `hpa_fastai.images.samples`: One sample, four stains, in whatever files it comes, and how to look at it
 - `hpa_fastai.images.splits`: Folds in which every label is evenly spread, and nothing leaks
 - `hpa_fastai.images.tables`: A row for each image of a folder, batch by batch, to be stopped and resumed at any time
-- `hpa_fastai.jobs`: Long work on many files: alone, with an eye on which have changed and which can't be read
+- `hpa_fastai.jobs`: Long work on many files, with an eye on which have changed and which can't be read
 - `hpa_fastai.labels`: The 28 places in the cell, the competition's two lists, and label sets as a matrix
 - `hpa_fastai.models.arcface`: Learn which images belong together, and let near images pass on their labels
 - `hpa_fastai.models.factory`: Any timm network, for images of four channels with several labels
@@ -57,7 +57,6 @@
 - `hpa_fastai.runs.report`: A finished run as one page: how good it is, and which labels to trust
 - `hpa_fastai.runs.setup`: A recipe's words turned into batches and a fastai `Learner`
 - `hpa_fastai.runs.stages`: Train a network, predict what it has not seen, and leave a file after every step
-- `hpa_fastai.schemas`: What each JSON file of the library may hold, and one line about the one that holds something else
 - `hpa_fastai.simulate.cells`: Four cell lines, and the layout that all stains of a field share
 - `hpa_fastai.simulate.cytoplasm`: Fourteen labels outside of the nucleus: sheets, nets, filaments and edges
 - `hpa_fastai.simulate.dataset`: A labelled field of cells for any label set, and a whole data set in Kaggle's layout

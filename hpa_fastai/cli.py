@@ -134,11 +134,15 @@ def hpa_pack(
     size:int=512, # Side to which images are resized, in pixels
     compress:store_true=False, # Compress losslessly to less than half the size; slower to read
     workers:int=None, # Number of processes; by default one per core
+    channels:str=None, # What names of files or planes mean: 'red=Cy5, green=FITC, blue=DAPI'
+    bits:int=None, # Bits that 16-bit files use, such as 12; by default found from the images
     strict:store_true=False # Make no pack if a sample can't be read; by default the others are packed
 ):
     "Pack a folder of images into one file that training reads at the speed of memory"
+    from hpa_fastai.images.samples import find_samples
     from hpa_fastai.images.pack import build_pack
-    print(build_pack(images, out, size=size, compress=compress, workers=workers, strict=strict))
+    samples = find_samples(images, channels=channels, bits=bits, strict=strict)
+    print(build_pack(samples, out, size=size, compress=compress, workers=workers, strict=strict))
 
 # %% ../nbs/90_cli.ipynb #821f7952
 @command('data', 'out')
@@ -226,11 +230,14 @@ def hpa_predict(
     tta:int=None, # Symmetric views of each image: 1, 4 or 8; by default as in the run
     bs:int=None, # Images at a time; by default as in the run's training
     device:str=None, # 'cpu', 'cuda', 'mps'; by default the best there is
+    channels:str=None, # What names of files or planes mean: 'red=Cy5, green=FITC, blue=DAPI'
+    bits:int=None, # Bits that 16-bit files use, such as 12; by default found from the images
     strict:store_true=False # Stop at the first image that can't be read; by default the others are labelled
 ):
     "Say where the protein sits in each image of a folder"
     from hpa_fastai.runs.predictor import Predictor
-    df = Predictor.load(run, device=device).predict_folder(images, out, n=tta, bs=bs, strict=strict)
+    df = Predictor.load(run, device=device).predict_folder(images, out, n=tta, bs=bs, strict=strict,
+                                                           channels=channels, bits=bits)
     print(f'{out}: {len(df)} images labelled')
 
 # %% ../nbs/90_cli.ipynb #7a3f7ccb

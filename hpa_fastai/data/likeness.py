@@ -23,7 +23,7 @@ from pydantic import Field, field_validator
 from sklearn.covariance import ledoit_wolf
 
 from ..labels import CHANNELS
-from ..schemas import Count, Schema
+from ..files import Count, Schema
 from ..images.samples import FORMATS, open_rgby
 
 # %% ../../nbs/28_data.likeness.ipynb #d5944eb1

@@ -27,8 +27,7 @@ from fastai.vision.all import (
 from pydantic import Field
 
 from ..labels import DataError, decode_targets, encode_targets, LABELS, read_labels
-from ..files import whole_file, write_json
-from ..schemas import Count, Pixels, read_checked, Schema
+from ..files import Count, Pixels, read_checked, Schema, whole_file, write_json
 from ..data.normalize import StainNormalize
 from ..data.block import RGBYBlock
 from ..models.weights import load_weights, save_weights

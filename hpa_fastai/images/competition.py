@@ -81,7 +81,9 @@ def kaggle_files(
 ) -> Path: # The folder, with train.csv, train/, test/ and sample_submission.csv
     "Get a competition's files through Kaggle's client; resumes where an earlier run stopped"
     folder = Path(folder)
-    with one_at_a_time(folder): _fetch_archive(folder, competition)
+    with one_at_a_time(folder):
+        folder.mkdir(exist_ok=True)
+        _fetch_archive(folder, competition)
     if not (folder/'train.csv').exists():
         raise DataError(f'{folder}: what came from Kaggle holds no train.csv; '
                         f'is {competition} the right competition?')

@@ -28,8 +28,7 @@ from fastprogress import progress_bar
 from PIL import Image
 
 from ..labels import CHANNELS, DataError, read_labels
-from ..files import one_at_a_time, whole_file, write_json
-from ..schemas import Pixels, read_checked, Schema
+from ..files import one_at_a_time, Pixels, read_checked, Schema, whole_file, write_json
 from ..web import BoundedSession, Refusal
 from .samples import open_channel, resize_rgby
 
@@ -221,6 +220,7 @@ def download_samples(
     folder = Path(folder)
     files = _plan(ids, folder, base, size, sha256)
     with one_at_a_time(folder):
+        folder.mkdir(exist_ok=True)
         there = _open_folder(folder, size)
         lacking = {i: [o for o in fs if o[-1].name not in there] for i, fs in files.items()}
         todo = {i: fs for i, fs in lacking.items() if fs}

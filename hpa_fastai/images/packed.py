@@ -22,8 +22,7 @@ from fastcore.basics import patch
 from pydantic import Field
 
 from ..labels import CHANNELS, DataError
-from ..files import read_json
-from ..schemas import checked, Pixels, Schema
+from ..files import checked, Pixels, read_json, Schema
 from ..storage import SampleFile
 from ..tiles import as_tiles, npy_header, ROW
 

@@ -99,6 +99,8 @@ def open_rgby(
     "Open one sample; raises `DataError` that names the file and the remedy"
     if isinstance(source, Source): return open_rgby(*source)
     if not isinstance(source, dict): return _open_whole(source, parse_channels(channels), bits)
+    missing = [c for c in CHANNELS[:3] if c not in source]
+    if missing: raise DataError(f'{min(source.values())}: the {missing[0]} stain of this sample is missing; add its file')
     images = {c: read_image(source[c]) for c in CHANNELS if c in source}
     if bits is None: bits = _needed_bits(list(images.values()), next(iter(source.values())))
     planes = {c: _as_channel(*o, c, source[c], bits) for c, o in images.items()}
@@ -183,16 +185,21 @@ def _folder_bits(folder, sources):
     return bits
 
 # %% ../../nbs/10_images.samples.ipynb #9e80e8b9
-def _say_assumed(folder, samples, layout, channels):
+def _say_assumed(folder, samples, layout, channels, strict):
     "Print what is assumed about stains, one line for each assumption; raises `DataError` where that can't be done"
     unnamed, no_yellow = [], []
     for i, source in samples.items():
         if isinstance(source, dict): has = source
         else:
             try: info = image_info(source)
-            except StackError: raise
+            except StackError:
+                if strict: raise
+                continue
             except DataError: continue   # `open_rgby` says what is wrong with it
-            has = _planes_of(source, info, channels)
+            try: has = _planes_of(source, info, channels)
+            except DataError:
+                if strict: raise
+                continue
             if not (info.names or channels): unnamed.append(max(has.values()) + 1)
         if 'yellow' not in has: no_yellow.append(i)
     named = {c: o for c, o in layout.names.items() if plain_name(o) != c and c not in channels}
@@ -211,7 +218,8 @@ def find_samples(
     folder, # Folder of images (its subfolders are not read, unless each has the name of a stain)
     ids=None, # Ids that must be there, in the order you want; by default all that are found, sorted
     channels=None, # What names mean, as `'red=Cy5, green=FITC'`: ends of file names, or names or numbers of planes
-    bits:int=None # Bits that are used of 16-bit files; by default found from several of them, and said
+    bits:int=None, # Bits that are used of 16-bit files; by default found from several of them, and said
+    strict:bool=True # Is a sample without one of its files an error? If not, it is found, and opening it is an error
 ) -> dict: # Id -> source: `{channel: Path}`, the `Path` of the one file that holds the sample, or a `Source`
     "Find the samples in a folder, and print what is assumed about them; raises `DataError` if a file is missing"
     folder, channels = Path(folder), parse_channels(channels)
@@ -222,10 +230,11 @@ def find_samples(
     found = layout.whole | layout.split
     if not found: raise _no_samples(folder, layout)
     wanted = list(found) if ids is None else list(ids)
-    for i in wanted: _check_sample(folder, i, found.get(i), layout, channels)
+    for i in wanted:
+        if strict or i not in found: _check_sample(folder, i, found.get(i), layout, channels)
     samples = {i: found[i] for i in wanted}
     if ids is None and layout.left: print(f'{folder.resolve().name}: {_left_out(layout.left)}')
-    _say_assumed(folder, samples, layout, channels)
+    _say_assumed(folder, samples, layout, channels, strict)
     if bits is None: bits = _folder_bits(folder, list(samples.values()))
     if not (bits or channels): return samples
     return {i: Source(o, None if isinstance(o, dict) else channels, bits) for i, o in samples.items()}

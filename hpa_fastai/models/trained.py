@@ -19,8 +19,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ..labels import CHANNELS, DataError, LABELS
-from ..files import read_json, write_json
-from ..schemas import Count, Fraction, Pixels, read_checked, Schema
+from ..files import Count, Fraction, Pixels, read_checked, read_json, Schema, write_json
 from ..data.likeness import TrainedOn
 from .stems import STEMS
 from .heads import HEADS

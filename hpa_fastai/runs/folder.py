@@ -23,8 +23,7 @@ from fastcore.basics import patch
 from pydantic import Field
 
 from ..labels import DataError, decode_targets, encode_targets, read_csv_checked, read_labels, read_submission
-from ..files import whole_file, write_json
-from ..schemas import Fraction, read_checked, Schema
+from ..files import Fraction, read_checked, Schema, whole_file, write_json
 from ..images.pack import open_pack
 from ..data.likeness import describe_training, is_simulated, TrainedOn
 from ..models.factory import rgby_model

@@ -195,14 +195,17 @@ def predict_folder(self:Predictor,
     out=None, # CSV to write; if that is interrupted, the same call goes on with what is done
     n:int=None, # Symmetric views of each image: 1, 4 or 8; by default as in the run
     bs:int=None, # Images in a batch; by default as in the run
-    strict:bool=False # Is an image that can't be read an error? If not, it is left out and listed
+    strict:bool=False, # Is an image that can't be read an error? If not, it is left out and listed
+    channels=None, # What names of files or planes mean, as in `find_samples`; by default what they say
+    bits:int=None # Bits that 16-bit files use, as in `find_samples`; by default found, and said
 ) -> pd.DataFrame: # Id, Labels, Nearest and Cosine (with known images), Unlike (if it can be told), a column per label
     "Label all images in a folder, and warn of those that are unlike the training images; raises `DataError`"
     if any((Path(images)/o).exists() for o in ('model.json', 'ensemble.json')):
         raise DataError(f'{images}: the folder of a run, its pictures are plots; '
                         'give the folder that holds the images')
     def answer(ids, prepared): return self._table(ids, prepared, n)
-    df = image_table(images, answer, self.prepare, bs or self.bs, out, self._job(n), strict)
+    df = image_table(images, answer, self.prepare, bs or self.bs, out, self._job(n), strict,
+                     channels=channels, bits=bits)
     self._warn(images, df)
     return df
 

@@ -22,8 +22,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..files import whole_file, write_json
-from ..schemas import read_checked, Schema
+from ..files import read_checked, Schema, whole_file, write_json
 from ..models.trained import save_config
 from ..train.processes import Processes
 from ..decide.submission import read_probs, write_probs

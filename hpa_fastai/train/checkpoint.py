@@ -22,8 +22,7 @@ from fastai.vision.all import (
 )
 
 from ..labels import DataError
-from ..files import whole_file
-from ..schemas import checked, Schema
+from ..files import checked, Schema, whole_file
 from ..models.weights import check_pickle, load_weights, save_weights
 
 # %% ../../nbs/44_train.checkpoint.ipynb #f6cae17b
