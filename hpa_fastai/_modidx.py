@@ -1127,8 +1127,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'hpa_fastai/images/samples.py'),
                                            'hpa_fastai.images.samples._pad_to_square': ( 'images.samples.html#_pad_to_square',
                                                                                          'hpa_fastai/images/samples.py'),
-                                           'hpa_fastai.images.samples._paths': ( 'images.samples.html#_paths',
-                                                                                 'hpa_fastai/images/samples.py'),
                                            'hpa_fastai.images.samples._planes_of': ( 'images.samples.html#_planes_of',
                                                                                      'hpa_fastai/images/samples.py'),
                                            'hpa_fastai.images.samples._say_assumed': ( 'images.samples.html#_say_assumed',

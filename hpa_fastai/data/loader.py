@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 
 from ..labels import CHANNELS, DataError
-from ..images.samples import find_samples, open_rgby, resize_rgby, SUFFIXES, TensorRGBY
+from ..images.layouts import SUFFIXES
+from ..images.samples import find_samples, open_rgby, resize_rgby, TensorRGBY
 from .buffers import BufferPool
 from .sampling import sample_epoch
 from .sources import image_source, ImageFiles, OpenRGBY

@@ -104,11 +104,10 @@ def open_rgby(
     images = {c: read_image(source[c]) for c in CHANNELS if c in source}
     if bits is None: bits = _needed_bits(list(images.values()), next(iter(source.values())))
     planes = {c: _as_channel(*o, c, source[c], bits) for c, o in images.items()}
-    first = next(iter(planes))
-    h, w = planes[first].shape
+    h, w = planes['red'].shape
     for c, p in planes.items():
         if p.shape != (h, w):
-            raise DataError(f'{source[c]}: is {p.shape[1]} × {p.shape[0]} pixels, but {Path(source[first]).name} is '
+            raise DataError(f'{source[c]}: is {p.shape[1]} × {p.shape[0]} pixels, but {Path(source["red"]).name} is '
                             f'{w} × {h}; all channels must have one size')
     return cv2.merge([planes.get(c, np.zeros((h, w), np.uint8)) for c in CHANNELS])
 
@@ -167,13 +166,11 @@ def _no_samples(folder, layout):
                      "green=…, blue=…, yellow=…', with what file names end with, or names of subfolders")
 
 # %% ../../nbs/10_images.samples.ipynb #a8638017
-def _paths(source): return list(source.values()) if isinstance(source, dict) else [source]
-
 def _folder_bits(folder, sources):
     "Bits that the images of a folder use of 16; None if they have 8"
     images = []
     for source in sources[::max(1, -(-len(sources)//16))]:
-        for path in _paths(source):
+        for path in source.values() if isinstance(source, dict) else [source]:
             try: images += [read_image(path)] if image_info(path).wide else []
             except DataError: pass   # `open_rgby` says what is wrong with it
     told, need = find_bits(images)
@@ -192,10 +189,9 @@ def _say_assumed(folder, samples, layout, channels, strict):
         if isinstance(source, dict): has = source
         else:
             try: info = image_info(source)
-            except StackError:
-                if strict: raise
-                continue
-            except DataError: continue   # `open_rgby` says what is wrong with it
+            except DataError as e:
+                if strict and isinstance(e, StackError): raise
+                continue   # `open_rgby` says what is wrong with it
             try: has = _planes_of(source, info, channels)
             except DataError:
                 if strict: raise
