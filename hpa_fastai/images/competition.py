@@ -26,7 +26,8 @@ def _why_unsafe(entry):
     if leads_out or set(entry.filename) & set('\\:\0'): return 'leads out of the folder'
     if stat.S_ISLNK(entry.external_attr >> 16): return 'is a link'
     if entry.flag_bits & 1: return 'needs a password'
-    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED): return 'is compressed in an unusual way'
+    usual = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED   # others may unpack to any size in one step
+    if entry.compress_type not in usual: return 'is compressed in an unusual way'
     if entry.file_size > 200*entry.compress_size + 1_000_000: return 'unpacks to more than 200 times its size'
 
 def _check_space(archive, needed):
@@ -38,7 +39,7 @@ def _check_space(archive, needed):
 
 # %% ../../nbs/18_images.competition.ipynb #94a7d7da
 def _parts(z, archive, folder, has_archives):
-    "Each entry of an archive, its destination, and the folder for its files if it is an archive; raises `DataError`"
+    "Each entry of an archive, its destination, and the folder for what is in it if it is an archive"
     for k, o in enumerate(z.infolist()):
         if o.is_dir(): continue
         if why := _why_unsafe(o):

@@ -96,7 +96,7 @@ def _wait_turn(self:ImageFetcher):
 # %% ../../nbs/15_images.download.ipynb #05ec071c
 @patch
 def _ask(self:ImageFetcher, url, seconds):
-    "Ask once: bytes or None, why not or None, and seconds to wait before another attempt or None for no other attempt"
+    "Ask once: bytes or None, why not or None, and seconds before another attempt or None for no other attempt"
     self._wait_turn()
     try: data = self.session.fetch(url, self.most_bytes, seconds, self.timeout)
     except Refusal as e: return None, e.reason, e.wait
@@ -170,7 +170,7 @@ def _open_folder(folder, size):
 
 # %% ../../nbs/15_images.download.ipynb #1f0ca668
 def _fetch_sample(sample, files, fetcher, size):
-    "Get the files (channel, address, digest, path) of a sample: number of new files, bytes received, what is missing"
+    "Get the files (channel, address, digest, path) of a sample: number of new ones, bytes, and what is missing"
     new = nbytes = 0
     for channel, url, digest, path in files:
         data, why = fetcher.get(url)
@@ -238,8 +238,8 @@ def _digests(csv, df):
     digests = df.sha256.str.lower()
     bad = np.flatnonzero(~digests.str.fullmatch('[0-9a-f]{64}( [0-9a-f]{64}){3}'))
     if len(bad):
-        raise DataError(f'{csv}: line {bad[0]+2} (Id {df.Id[bad[0]]}): sha256 is not four digests of 64 digits with '
-                        'spaces between; correct it, or delete the column')
+        raise DataError(f'{csv}: line {bad[0]+2} (Id {df.Id[bad[0]]}): sha256 is not four digests of 64 digits, '
+                        'with spaces between; correct it, or delete the column')
     return dict(zip(df.Id, digests.str.split()))
 
 def download_list(

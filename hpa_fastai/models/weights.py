@@ -40,8 +40,8 @@ def check_pickle(
     "Check that PyTorch can read a pickle without running anything in it; raises `DataError`"
     if not Path(path).is_file(): raise DataError(f'{path}: no such file; give the path of a file of weights')
     if Version(torch.__version__) < Version(SAFE_TORCH):
-        raise DataError(f'{path}: torch {torch.__version__} might run code hidden in such a file; update it to torch '
-                        f'{SAFE_TORCH} or later, or convert the file to safetensors')
+        raise DataError(f'{path}: torch {torch.__version__} might run code hidden in such a file; update it to '
+                        f'torch {SAFE_TORCH} or later, or convert the file to safetensors')
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as z: entries = z.infolist()
         if any(o.compress_type != zipfile.ZIP_STORED for o in entries):

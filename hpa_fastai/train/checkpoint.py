@@ -149,7 +149,8 @@ def _read(self:Checkpoint):
     restart = 'Delete it to start this fit from the beginning'
     try: state = torch.load(self.file, map_location='cpu', weights_only=True)
     except Exception as e:
-        raise DataError(f'{self.file}: cannot be read as the state of a fit ({type(e).__name__}). {restart}.') from None
+        why = f'cannot be read as the state of a fit ({type(e).__name__})'
+        raise DataError(f'{self.file}: {why}. {restart}.') from None
     checked(state, _State, self.file, restart)
     for k, now in self._kind.items():
         then = state['kind'].get(k)
@@ -157,7 +158,7 @@ def _read(self:Checkpoint):
         what = 'other layers' if k == 'shapes' else f'{k}: {then} in the file, {now} in this fit'
         raise DataError(f'{self.file}: saved by another fit ({what}). {restart}, or choose another file.')
     if not len(state['values']) == len(state['seconds']) <= self.n_epoch:
-        raise DataError(f'{self.file}: has {len(state["values"])} rows and {len(state["seconds"])} times. {restart}.')
+        raise DataError(f'{self.file}: has other numbers of rows and of times. {restart}.')
     return state
 
 # %% ../../nbs/44_train.checkpoint.ipynb #fe9d29a3
@@ -244,7 +245,8 @@ def _put_in_place(self:Checkpoint):
     try: self._restore()
     except torch.OutOfMemoryError: raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
-        raise DataError(f'{self.file}: cannot be put in place ({type(e).__name__}: {" ".join(str(e).split())[:150]}). '
+        why = f'{type(e).__name__}: {" ".join(str(e).split())[:150]}'
+        raise DataError(f'{self.file}: cannot be put in place ({why}). '
                         'Delete it to start this fit from the beginning.') from e
 
 
