@@ -77,11 +77,14 @@ def pack_folder(
     size:int, # Side that images are resized to, in pixels
     workers:int=None # Number of processes; by default one per core
 ) -> tuple: # `Pack` of the training images, `Pack` of the test images or None
-    "Pack a data set; resumes where an earlier run stopped"
+    "Pack a data set, and check each pack once on each machine; resumes where an earlier run stopped"
     packs = Path(packs)
     train = build_pack(data.train_samples, packs/f'train-{size}', size=size, workers=workers)
+    train.verify_once()   # a copy may be damaged, and wrong pixels would go unnoticed
     if not data.test_ids: return train, None
-    return train, build_pack(data.test_samples, packs/f'test-{size}', size=size, workers=workers)
+    test = build_pack(data.test_samples, packs/f'test-{size}', size=size, workers=workers)
+    test.verify_once()
+    return train, test
 
 # %% ../../nbs/17_images.kaggle.ipynb #9460c4ce
 def _stratified(df, pack):
