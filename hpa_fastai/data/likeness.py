@@ -37,10 +37,9 @@ def _variances(img): return cv2.meanStdDev(img)[1].ravel()**2
 
 def _correlations(img):
     "Correlation of the pixels of each pair of stains; 0 where one of them is black"
-    x = img.reshape(-1, len(CHANNELS)).astype(np.float32)
-    x -= x.mean(0)
-    covariance = x.T @ x/len(x)
-    spread = np.sqrt(covariance.diagonal()) + 1
+    x, mean = img.reshape(-1, len(CHANNELS)).astype(np.float32), np.array(cv2.mean(img))
+    covariance = x.T @ x/len(x) - np.outer(mean, mean)
+    spread = np.sqrt(np.maximum(covariance.diagonal(), 0)) + 1
     return (covariance/spread/spread[:, None])[np.triu_indices(len(CHANNELS), 1)]
 
 # %% ../../nbs/28_data.likeness.ipynb #6c6105e0
@@ -50,13 +49,12 @@ def measure_image(
     "Measure what an image looks like"
     half = _halved(img)
     quarter = _halved(half)
-    pixels, pairs, groups = _variances(img), _variances(half), _variances(quarter)
+    mean, std = (o.ravel() for o in cv2.meanStdDev(img))
+    pairs, groups = _variances(half), _variances(quarter)
     coarse = _variances(_halved(_halved(quarter))) + .25   # a quarter of a grey level, for black images
-    fine, middle = (np.maximum(o, 0) + .25 for o in (pixels - pairs, pairs - groups))
-    mean = np.array(cv2.mean(img)) + 1
-    contrast = (np.sqrt(pixels) + 1)/mean
-    return np.concatenate([np.log2(mean), np.log2(contrast), np.log2(fine/middle)/2, np.log2(middle/coarse)/2,
-                           _correlations(quarter)])
+    fine, middle = (np.maximum(o, 0) + .25 for o in (std**2 - pairs, pairs - groups))
+    return np.concatenate([np.log2(mean + 1), np.log2((std + 1)/(mean + 1)), np.log2(fine/middle)/2,
+                           np.log2(middle/coarse)/2, _correlations(quarter)])
 
 # %% ../../nbs/28_data.likeness.ipynb #9b51e175
 def _quantiles(measured): return np.quantile(measured, [.1, .5, .9], axis=0)
@@ -89,7 +87,7 @@ def _held_out_distances(measured):
 
 def _limit(distances):
     "Distance from which on another image is unlike those that were measured"
-    return min(np.quantile(distances, .99), 1.35*np.quantile(distances, .9))*(1 + 10/len(distances))
+    return min(np.quantile(distances, .99), 1.35*np.quantile(distances, .9))*(1 + 5/len(distances))
 
 # %% ../../nbs/28_data.likeness.ipynb #f4149d19
 _Number = Annotated[float, Field(ge=-1000, le=1000)]

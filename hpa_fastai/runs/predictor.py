@@ -158,8 +158,8 @@ def _unlike(self:Predictor, prepared):
 @patch
 def _warn(self:Predictor, images, df):
     "Say aloud what speaks against trusting the labels of a folder's images"
-    unlike = df.Unlike if self.trained_on else ['']*len(df)
-    if warning := careful(self.trained_on, list(unlike), is_simulated(images)): print(warning)
+    unlike = list(df.Unlike) if 'Unlike' in df else []
+    if warning := careful(self.trained_on, unlike, is_simulated(images)): print(warning)
 
 # %% ../../nbs/74_runs.predictor.ipynb #0f16c2db
 @patch
@@ -184,7 +184,7 @@ def _table(self:Predictor, ids, sources, n, bs):
         unlike += differs
     df = pd.DataFrame(dict(Id=ids, Labels=labels))
     if nearest: df[['Nearest', 'Cosine']] = nearest
-    if self.trained_on: df['Unlike'] = unlike
+    if any(o.likeness for o in self.trained_on): df['Unlike'] = unlike
     return pd.concat([df, pd.DataFrame(np.concatenate(probs).round(4), columns=self.labels)], axis=1)
 
 # %% ../../nbs/74_runs.predictor.ipynb #1baeac7f
