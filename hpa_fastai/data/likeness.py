@@ -91,12 +91,13 @@ def _limit(distances):
 
 # %% ../../nbs/28_data.likeness.ipynb #f4149d19
 _Number = Annotated[float, Field(ge=-1000, le=1000)]
+_Three = Annotated[list[_Number], Field(min_length=3, max_length=3)]
 _Row = Annotated[list[_Number], Field(min_length=1, max_length=len(MEASURES))]
 
 class Likeness(Schema):
     "What images look like, and from where on another one is unlike them"
     measured:Count # Number of images measured
-    quantiles:dict[str, Annotated[list[_Number], Field(min_length=3, max_length=3)]] # 10 %, 50 % and 90 %, by measure
+    quantiles:dict[str, _Three] # 10 %, 50 % and 90 %, by measure
     covariance:Annotated[list[_Row], Field(min_length=len(MEASURES), max_length=len(MEASURES))] # Up to the diagonal
     limit:Annotated[float, Field(ge=0, le=1000)] # Distance from which on an image is unlike them
 
@@ -193,7 +194,8 @@ def describe_training(
     "Sum up what a network is trained on"
     rows = np.linspace(0, len(source) - 1, min(n, len(source))).astype(int)
     sizes = [_size_of(samples[i]) for i in rows] if len(samples) else []
-    return TrainedOn(simulated=simulated, images=len(source), sizes={o: sizes.count(o) for o in dict.fromkeys(sizes)},
+    counts = {o: sizes.count(o) for o in dict.fromkeys(sizes)}
+    return TrainedOn(simulated=simulated, images=len(source), sizes=counts,
                      likeness=learn_likeness([measure_image(source[int(i)]) for i in rows]))
 
 # %% ../../nbs/28_data.likeness.ipynb #eaca20fa
@@ -212,7 +214,7 @@ def careful(
     simulated:bool=False # Are the new images known to be simulated?
 ) -> str: # One line; `''` if there is nothing to say
     "Warn of labels that are not to be trusted"
-    if not trained: return 'The run has not noted what it was trained on: nobody can tell if these images are like that.'
+    if not trained: return 'The run has not noted what it was trained on, so these images were not compared with that.'
     said = ['the run learnt from simulated cells'] if any(o.simulated for o in trained) and not simulated else []
     if any(unlike): said.append(_unlike_in_words(unlike))
     if not said: return ''

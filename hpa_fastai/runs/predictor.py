@@ -194,7 +194,7 @@ def predict_folder(self:Predictor,
     out=None, # CSV to write
     n:int=None, # Symmetric views of each image: 1, 4 or 8; by default as in the run
     bs:int=None # Images in a batch; by default as in the run
-) -> pd.DataFrame: # Id, Labels, Nearest and Cosine (with known images), Unlike (if it can be told), a column per label
+) -> pd.DataFrame: # Id, Labels, Nearest and Cosine (with known images), Unlike (if known), a column per label
     "Label all images in a folder, and warn of those that are unlike the training images; raises `DataError`"
     if any((Path(images)/o).exists() for o in ('model.json', 'ensemble.json')):
         raise DataError(f'{images}: the folder of a run, its pictures are plots; '
