@@ -19,8 +19,8 @@ from hpa_fastai.simulate.dataset import draw_label_sets, simulate_dataset, simul
 torch.set_num_threads(1)
 
 def toy(seed=0):
-    recipe = load_recipe('demo').override(size=48, body='test_resnet', model_args={}, head='linear', bs=20, epochs=1)
-    return recipe.override(folds=2, tta=1, thresholds='RatioRule', seed=seed)
+    recipe = load_recipe('demo').override(size=48, body='test_resnet', model_args={}, head='linear', bs=20)
+    return recipe.override(epochs=1, folds=2, tta=1, thresholds='RatioRule', seed=seed)
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
@@ -71,7 +71,8 @@ def test_unlike_images_are_called_so(run, real, capsys, tmp_path):
     df, said = predict(run, real, capsys, out=tmp_path/'labels.csv', bs=5)
     assert said.count('Careful') == 1 and 'simulated cells' in said and '12 of these 12 images are unlike' in said
     written = pd.read_csv(tmp_path/'labels.csv')
-    assert list(written.columns) == ['Id', 'Labels', 'Unlike', *LABELS] and written.Unlike.str.contains('darker').any()
+    assert list(written.columns) == ['Id', 'Labels', 'Unlike', *LABELS]
+    assert written.Unlike.str.contains('darker').any()
 
 def test_the_command_says_it(run, real, capsys, tmp_path):
     hpa_predict(run=str(run), images=str(real), out=str(tmp_path/'labels.csv'), device='cpu')
@@ -135,24 +136,25 @@ def share_unlike(trained_on, imgs): return np.mean([o != '' for o in trained_on.
 
 def shrunk(img): return cv2.resize(img, None, fx=.25, fy=.25, interpolation=cv2.INTER_AREA)
 
-@pytest.mark.parametrize('n', (40, 160))
+@pytest.mark.parametrize('n', (40, 120))
 def test_other_images_of_the_same_kind_are_rarely_called_unlike(n):
-    assert share_unlike(describe_training(fields(160, 0)[:n]), fields(100, 1)) <= .02
+    assert share_unlike(describe_training(fields(120, 0)[:n]), fields(60, 1)) <= .02
 
 def test_a_failed_stain_now_and_then_does_not_hide_everything_else():
-    imgs = np.array(fields(160, 0))
-    for i in range(0, 160, 20): imgs[i, ..., i//20 % 4] = 0
-    assert share_unlike(describe_training(imgs), [o//16 for o in fields(100, 1)]) == 1
+    imgs = np.array(fields(120, 0))
+    for i in range(0, 120, 20): imgs[i, ..., i//20 % 4] = 0
+    assert share_unlike(describe_training(imgs), [o//16 for o in fields(60, 1)]) == 1
 
 @pytest.mark.parametrize('change', (
     lambda o: o//16, lambda o: 255 - o, lambda o: o[..., ::-1], lambda o: cv2.resize(shrunk(o), o.shape[:2]),
     lambda o: cv2.resize(o[16:48, 16:48], o.shape[:2])), ids='12 bits,inverted,permuted,blurred,enlarged'.split(','))
 def test_other_kinds_are(change):
-    assert share_unlike(describe_training(fields(160, 0)), [change(o) for o in fields(100, 1)]) > .9
+    assert share_unlike(describe_training(fields(120, 0)), [change(o) for o in fields(60, 1)]) > .9
 
 def test_real_images_are_unlike_simulated_ones(shared):
-    trained_on = describe_training(fields(160, 0, 128))
+    trained_on = describe_training(fields(120, 0, 128))
     for name in ('rgby_fields', 'mosaics'):
         folder = shared/'data/images'/name
         if not folder.exists(): pytest.skip(f'no {folder}')
-        assert share_unlike(trained_on, [resize_rgby(open_rgby(o), 128) for o in find_samples(folder).values()]) > .9
+        imgs = [resize_rgby(open_rgby(o), 128) for o in find_samples(folder).values()]
+        assert share_unlike(trained_on, imgs) > .9

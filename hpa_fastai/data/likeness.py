@@ -37,10 +37,9 @@ def _variances(img): return cv2.meanStdDev(img)[1].ravel()**2
 
 def _correlations(img):
     "Correlation of the pixels of each pair of stains; 0 where one of them is black"
-    x = img.reshape(-1, len(CHANNELS)).astype(np.float32)
-    x -= x.mean(0)
-    covariance = x.T @ x/len(x)
-    spread = np.sqrt(covariance.diagonal()) + 1
+    x, mean = img.reshape(-1, len(CHANNELS)).astype(np.float32), np.array(cv2.mean(img))
+    covariance = x.T @ x/len(x) - np.outer(mean, mean)
+    spread = np.sqrt(np.maximum(covariance.diagonal(), 0)) + 1
     return (covariance/spread/spread[:, None])[np.triu_indices(len(CHANNELS), 1)]
 
 # %% ../../nbs/28_data.likeness.ipynb #6c6105e0
@@ -50,13 +49,12 @@ def measure_image(
     "Measure what an image looks like"
     half = _halved(img)
     quarter = _halved(half)
-    pixels, pairs, groups = _variances(img), _variances(half), _variances(quarter)
+    mean, std = (o.ravel() for o in cv2.meanStdDev(img))
+    pairs, groups = _variances(half), _variances(quarter)
     coarse = _variances(_halved(_halved(quarter))) + .25   # a quarter of a grey level, for black images
-    fine, middle = (np.maximum(o, 0) + .25 for o in (pixels - pairs, pairs - groups))
-    mean = np.array(cv2.mean(img)) + 1
-    contrast = (np.sqrt(pixels) + 1)/mean
-    return np.concatenate([np.log2(mean), np.log2(contrast), np.log2(fine/middle)/2, np.log2(middle/coarse)/2,
-                           _correlations(quarter)])
+    fine, middle = (np.maximum(o, 0) + .25 for o in (std**2 - pairs, pairs - groups))
+    return np.concatenate([np.log2(mean + 1), np.log2((std + 1)/(mean + 1)), np.log2(fine/middle)/2,
+                           np.log2(middle/coarse)/2, _correlations(quarter)])
 
 # %% ../../nbs/28_data.likeness.ipynb #9b51e175
 def _quantiles(measured): return np.quantile(measured, [.1, .5, .9], axis=0)
@@ -89,16 +87,17 @@ def _held_out_distances(measured):
 
 def _limit(distances):
     "Distance from which on another image is unlike those that were measured"
-    return min(np.quantile(distances, .99), 1.35*np.quantile(distances, .9))*(1 + 10/len(distances))
+    return min(np.quantile(distances, .99), 1.35*np.quantile(distances, .9))*(1 + 5/len(distances))
 
 # %% ../../nbs/28_data.likeness.ipynb #f4149d19
 _Number = Annotated[float, Field(ge=-1000, le=1000)]
+_Three = Annotated[list[_Number], Field(min_length=3, max_length=3)]
 _Row = Annotated[list[_Number], Field(min_length=1, max_length=len(MEASURES))]
 
 class Likeness(Schema):
     "What images look like, and from where on another one is unlike them"
     measured:Count # Number of images measured
-    quantiles:dict[str, Annotated[list[_Number], Field(min_length=3, max_length=3)]] # 10 %, 50 % and 90 %, by measure
+    quantiles:dict[str, _Three] # 10 %, 50 % and 90 %, by measure
     covariance:Annotated[list[_Row], Field(min_length=len(MEASURES), max_length=len(MEASURES))] # Up to the diagonal
     limit:Annotated[float, Field(ge=0, le=1000)] # Distance from which on an image is unlike them
 
@@ -195,7 +194,8 @@ def describe_training(
     "Sum up what a network is trained on"
     rows = np.linspace(0, len(source) - 1, min(n, len(source))).astype(int)
     sizes = [_size_of(samples[i]) for i in rows] if len(samples) else []
-    return TrainedOn(simulated=simulated, images=len(source), sizes={o: sizes.count(o) for o in dict.fromkeys(sizes)},
+    counts = {o: sizes.count(o) for o in dict.fromkeys(sizes)}
+    return TrainedOn(simulated=simulated, images=len(source), sizes=counts,
                      likeness=learn_likeness([measure_image(source[int(i)]) for i in rows]))
 
 # %% ../../nbs/28_data.likeness.ipynb #eaca20fa
@@ -214,7 +214,7 @@ def careful(
     simulated:bool=False # Are the new images known to be simulated?
 ) -> str: # One line; `''` if there is nothing to say
     "Warn of labels that are not to be trusted"
-    if not trained: return 'The run has not noted what it was trained on: nobody can tell if these images are like that.'
+    if not trained: return 'The run has not noted what it was trained on, so these images were not compared with that.'
     said = ['the run learnt from simulated cells'] if any(o.simulated for o in trained) and not simulated else []
     if any(unlike): said.append(_unlike_in_words(unlike))
     if not said: return ''

@@ -162,8 +162,8 @@ def _unlike(self:Predictor, prepared):
 @patch
 def _warn(self:Predictor, images, df):
     "Say aloud what speaks against trusting the labels of a folder's images"
-    unlike = df.Unlike if self.trained_on else ['']*len(df)
-    if warning := careful(self.trained_on, list(unlike), is_simulated(images)): print(warning)
+    unlike = list(df.Unlike) if 'Unlike' in df else []
+    if warning := careful(self.trained_on, unlike, is_simulated(images)): print(warning)
 
 # %% ../../nbs/74_runs.predictor.ipynb #0f16c2db
 @patch

@@ -157,7 +157,8 @@ def _summary(run, interp):
     chosen = scores.get('chosen_on_held_out')
     judges = 'networks' if (run.path/'ensemble.json').exists() else 'a network'
     further = ', '.join(f'{n:,} images of {source}' for source, n in scores.get('train_only', {}).items())
-    return _fill('summary', data=_data(list(_noted(run))), images=f'{len(run.ids):,}', labels=f'{interp.targs.sum():,}', kinds=len(interp.labels),
+    return _fill('summary', data=_data(list(_noted(run))),
+                 images=f'{len(run.ids):,}', labels=f'{interp.targs.sum():,}', kinds=len(interp.labels),
                  folds=len(np.unique(run.folds)), judges=judges,
                  further=_fill('further', images=further) if further else '',
                  neighbours=_neighbours(scores.get('neighbours'), len(run.ids)),

@@ -248,7 +248,7 @@ def save_probs(self:RunJob,
 
 # %% ../../nbs/75_runs.stages.ipynb #cf3cb349
 @patch
-def test_unlike(self:RunJob) -> dict: # Number of `images`, and of those that are `unlike`; empty where nobody can tell
+def test_unlike(self:RunJob) -> dict: # Numbers of `images` and of those that are `unlike`; empty if nobody can tell
     "Count the test images that are unlike those of the training"
     if not (self.test_pack and self.trained_on.likeness): return {}
     return dict(images=len(self.test_pack), unlike=sum(map(bool, self.trained_on.unlike(self.test_pack))))
