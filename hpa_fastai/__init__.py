@@ -1,5 +1,6 @@
 """Modules:
 
+- `hpa_fastai.arguments`: What is typed on a command line, checked before anything heavy is loaded
 - `hpa_fastai.choices`: What somebody chose in a file, checked before any work begins
 - `hpa_fastai.cli`: All commands: from a folder of images to a submission
 - `hpa_fastai.data.augment`: More ways to look at the same cells: turned by any angle, out of focus, noisy, with holes

@@ -11,30 +11,21 @@ __all__ = ['command', 'hpa_simulate', 'hpa_download', 'hpa_merge', 'hpa_pack', '
            'hpa_compare', 'hpa_ensemble', 'hpa_predict', 'hpa_check']
 
 # %% ../nbs/90_cli.ipynb #cadaf09d
-import re, shlex, sys, warnings
-from functools import wraps
+import json, os, re, shlex, signal, sys, warnings
+from contextlib import suppress
+from functools import partial, wraps
+from inspect import signature
+from pathlib import Path
 from typing import Annotated
 
 from fastcore.basics import noop
-from fastcore.script import call_parse, store_true
+from fastcore.script import store_true
+
+from .arguments import check_arguments, command_parser, UsageError
 
 try: from fastcore.script import Param   # fastcore 1
 except ImportError: Param = None
 
-# %% ../nbs/90_cli.ipynb #33168542
-def _check_arguments(
-    name, # Name of the command
-    required, # Names of the options that must be given
-    given # Name → value
-):
-    "Raise `DataError` for a missing option, and for values that no command accepts"
-    from hpa_fastai.labels import DataError
-    device, tta = given.get('device'), given.get('tta')
-    if not re.fullmatch('cpu|(cuda|mps)(:[0-9]+)?', device or 'cpu'):
-        raise DataError(f'--device {device}: choose cpu, cuda, cuda:1 or mps')
-    if tta not in (None, 1, 4, 8): raise DataError(f'--tta {tta}: choose 1, 4 or 8 views')
-    for o in required:
-        if given.get(o) is None: raise DataError(f'--{o} is missing; see {name} --help')
 
 # %% ../nbs/90_cli.ipynb #915761ac
 def _quieten():
@@ -46,27 +37,60 @@ def _quieten():
         fastprogress.NO_BAR, fastprogress.print = True, noop   # even without bars it prints a trial █
 
 # %% ../nbs/90_cli.ipynb #6e574f4a
+def _ending(e):
+    "Message and exit status for what ends a command early; None for an error of ours"
+    data_error = getattr(sys.modules.get('hpa_fastai.labels'), 'DataError', UsageError)
+    if isinstance(e, (UsageError, data_error)): return str(e).splitlines()[-1].strip(), 2   # fastai adds lines before it
+    if isinstance(e, KeyboardInterrupt): return 'stopped; the same command goes on from here', 130
+    if isinstance(e, BrokenPipeError): return '', 141
+    if isinstance(e, OSError) and e.filename: return f'{e.filename}: {e.strerror}; choose another place', 2
+
+def _end(name, message, status):
+    "End the process with a message of one line"
+    with suppress(ValueError): signal.signal(signal.SIGINT, signal.SIG_IGN)   # a second Ctrl-C; not in other threads
+    if status == 141: os.dup2(os.open(os.devnull, os.O_WRONLY), 1)   # what Python flushes at the end
+    if message: print(f'{name}: {message}', file=sys.stderr)
+    sys.exit(status)
+
+
+# %% ../nbs/90_cli.ipynb #78b60651
 def command(
     *required # Names of the options that must be given
 ): # A decorator
-    "Turn a function into a console script with `call_parse`; errors in the input are one line and exit status 2"
+    "Turn a function into a console script; errors in the input are one line and exit status 2"
     def _decorate(f):
         name = f.__name__.replace('_', '-')
+        def call(*args, **kwargs):
+            "Check the arguments, and call the function"
+            check_arguments(name, required, signature(f).bind_partial(*args, **kwargs).arguments)
+            _quieten()
+            return f(*args, **kwargs)
+
+        def main(argv=None):
+            "Call the function with arguments from the command line"
+            given = vars(command_parser(f, required).parse_args(argv))
+            call(**{k: v for k, v in given.items() if k in signature(f).parameters})
+            sys.stdout.flush()   # finds a closed pipe here rather than when Python ends
+
+        def ending(g, *args, **kwargs):
+            "Call `g`, and end the process where it can't go on"
+            try: return g(*args, **kwargs)
+            except (Exception, KeyboardInterrupt) as e:
+                found = _ending(e)
+                if not found: raise
+                how = found
+            _end(name, *how)
+
         @wraps(f)
         def _f(*args, **kwargs):
-            _quieten()
-            from hpa_fastai.labels import DataError
-            try:
-                _check_arguments(name, required, kwargs)
-                return f(*args, **kwargs)
-            except DataError as e:
-                message, status = str(e).splitlines()[-1].strip(), 2   # fastai adds lines before it
-            except KeyboardInterrupt:
-                message, status = 'stopped; the same command goes on from here', 130
-            print(f'{name}: {message}', file=sys.stderr)
-            sys.exit(status)
-        return call_parse(_f)
+            caller = sys._getframe(1)
+            is_script = caller.f_code.co_name == '<module>' and caller.f_globals.get('__name__') == '__main__'
+            from_script = is_script and '__file__' in caller.f_globals and not (args or kwargs)
+            return ending(main) if from_script else ending(call, *args, **kwargs)
+        _f.main = partial(ending, main)
+        return _f
     return _decorate
+
 
 # %% ../nbs/90_cli.ipynb #9ee40a23
 def _words(
@@ -144,6 +168,32 @@ def hpa_pack(
     samples = find_samples(images, channels=channels, bits=bits, strict=strict)
     print(build_pack(samples, out, size=size, compress=compress, workers=workers, strict=strict))
 
+# %% ../nbs/90_cli.ipynb #f85affe5
+def _changes(text):
+    "What `--set` changes, by name; raises `UsageError`"
+    pairs = [re.split(r',(?=[\w.]+=)', o) for o in shlex.split(text or '')]
+    changes = dict(o.partition('=')[::2] for pair in pairs for o in pair)
+    if '' in changes or '' in changes.values():
+        raise UsageError(f"--set '{text}': write KEY=VALUE, with spaces between the pairs and none around =")
+    return changes
+
+
+# %% ../nbs/90_cli.ipynb #1f75afbd
+def _finished(data, out, recipe):
+    "A line about a run that is finished with this recipe and these lists; None for any other"
+    from hpa_fastai.runs.recipes import Recipe
+    scores, data = out/'scores.json', Path(data)
+    folds = [out/f'fold{k}/{o}' for k in range(recipe.folds) for o in ('oof.parquet', 'model.safetensors')]
+    files = [scores, out/'report.html', out/'recipe.yaml', out/'oof.csv', out/'model.json', *folds]
+    lists = [data/'train.csv', data/'sample_submission.csv']
+    if lists[1].exists(): files.append(out/'submission.csv')
+    if not all(o.exists() for o in files) or Recipe.load(out/'recipe.yaml') != recipe: return None
+    if any(o.exists() and o.stat().st_mtime > scores.stat().st_mtime for o in lists): return None
+    f1 = json.loads(scores.read_text(encoding='utf-8'))['macro_f1']
+    return (f'{out}: finished, macro F1 {f1:.3f} out of sample; see {out/"report.html"}, '
+            f'or delete {scores} to decide again')
+
+
 # %% ../nbs/90_cli.ipynb #821f7952
 @command('data', 'out')
 def hpa_train(
@@ -159,17 +209,36 @@ def hpa_train(
     distribute:str='folds' # What several processes share (see accelerate launch): folds, or data for one fold at a time
 ):
     "From a folder in Kaggle's layout to a submission: pack, split, train each fold, choose thresholds, predict"
-    from hpa_fastai.labels import DataError
     from hpa_fastai.runs.recipes import load_recipe
-    changes = dict(o.partition('=')[::2] for o in shlex.split(set or ''))
-    if '' in changes.values(): raise DataError(f"--set '{set}': write KEY=VALUE, with spaces between")
-    recipe = load_recipe(recipe).override(**{**dict(folds=folds, epochs=epochs), **changes})
+    recipe = load_recipe(recipe).override(**{**dict(folds=folds, epochs=epochs), **_changes(set)})
+    if done := _finished(data, Path(out), recipe):
+        if not int(os.environ.get('RANK', 0)): print(done)
+        return
     from hpa_fastai.runs.crossval import cross_validate
     cross_validate(data, out, recipe, packs=packs, device=device, workers=workers, distribute=distribute)
     from fastai.torch_core import rank_distrib
     if rank_distrib(): return   # the first process writes for all
     from hpa_fastai.runs.report import write_report
     print(f'The whole story: {write_report(out, packs=packs)}')
+
+# %% ../nbs/90_cli.ipynb #84c53ddd
+def _pixels(recipe):
+    "Pixels that the networks of a recipe are shown for each image of the data set, in all folds"
+    shown = [(o.epochs, o.size or recipe.crop or recipe.size) for o in recipe.phases]
+    if recipe.neighbours: shown.append((recipe.neighbours.epochs, recipe.neighbours.size))
+    return (recipe.folds - 1)*sum(epochs*side**2 for epochs, side in shown)
+
+def _cost_table():
+    "Text that lists what all recipes cost, relative to `default`"
+    from hpa_fastai.runs.recipes import RECIPES
+    unit = _pixels(RECIPES['default'])
+    lines = [f'{"recipe":32}{"body":22}{"size":>6}{"crop":>6}{"folds":>6}{"epochs":>7}{"pixels":>8}']
+    for o in RECIPES.values():
+        epochs = sum(phase.epochs for phase in o.phases)
+        lines.append(f'{o.name:32}{o.body[:21]:22}{o.size:6}{o.crop or "–":>6}{o.folds:6}{epochs:7}{_pixels(o)/unit:8.1f}')
+    note = 'pixels: shown in training, all folds together, relative to default; a larger body takes longer for each'
+    return '\n'.join([*lines, note])
+
 
 # %% ../nbs/90_cli.ipynb #61739c93
 @command()
@@ -179,7 +248,7 @@ def hpa_recipes(
     "The named recipes: what they are, whose, and what their authors reported"
     from hpa_fastai.runs.recipes import recipe_table, recipe_text
     if name: print(recipe_text(name), end='')
-    else: print(recipe_table())
+    else: print(recipe_table(), _cost_table(), sep='\n\n')
 
 # %% ../nbs/90_cli.ipynb #1542aca3
 @command('run')

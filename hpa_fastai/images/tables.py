@@ -23,7 +23,7 @@ from fastprogress import progress_bar
 
 from ..labels import DataError
 from ..files import one_at_a_time, read_json, whole_file, write_json
-from ..jobs import attempt, errors_text, file_stamps, source_name, write_errors
+from ..jobs import attempt, errors_text, file_stamps, write_errors
 from .samples import find_samples, open_rgby
 
 # %% ../../nbs/19_images.tables.ipynb #5d89c51f
@@ -70,12 +70,6 @@ def finish(self:TableParts,
     shutil.rmtree(self.path)
 
 # %% ../../nbs/19_images.tables.ipynb #5403d930
-def _open(source):
-    "Open an image; refuse one without pixels"
-    img = open_rgby(source)
-    if not img.size: raise DataError(f'{source_name(source)}: has the shape {img.shape}; remove it from the folder')
-    return img
-
 def _try(f, source):
     "What `f` makes of a source, or the error"
     try: return attempt(f, source)
@@ -113,7 +107,7 @@ def _fill(samples, answer, prepare, bs, parts, strict):
     todo = [k for k in batches if done[k] is None]
     for k in batches:
         if done[k] is not None: _check_strict(done[k], strict)
-    for k, imgs in _opened(sources, todo, bs, lambda o: prepare(_open(o))):
+    for k, imgs in _opened(sources, todo, bs, lambda o: prepare(open_rgby(o))):
         done[k] = _rows(ids[k*bs:(k + 1)*bs], imgs, answer)
         _check_strict(done[k], strict)
         if parts: parts.write(k, done[k])
