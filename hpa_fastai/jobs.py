@@ -53,9 +53,11 @@ def changed_files(
     now:pd.DataFrame # As from `file_stamps`
 ) -> tuple: # Ids with other files, and Ids of which only the time of a file differs
     "Which samples' files are not what they were?"
+    known = ['Id', 'n', 'file', 'size']
+    if before[known].equals(now[known]): return [], sorted(set(before.Id[before.time != now.time]))   # as a rule
     both = set(before.Id) & set(now.Id)
     before, now = before[before.Id.isin(both)], now[now.Id.isin(both)]
-    pairs = before.merge(now, how='outer', on=['Id', 'n', 'file', 'size'], suffixes=('', '_now'), indicator='found')
+    pairs = before.merge(now, how='outer', on=known, suffixes=('', '_now'), indicator='found')
     other = set(pairs.Id[pairs.found != 'both'])
     touched = set(pairs.Id[pairs.time != pairs.time_now]) - other
     return sorted(other), sorted(touched)

@@ -1,10 +1,10 @@
 "Folders in which some images can't be read, and jobs that are stopped: the good images are packed and labelled."
-import json, os, shutil, signal, subprocess, sys, time
+import os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from hpa_fastai.labels import DataError
 from hpa_fastai.files import read_json, write_json
-from hpa_fastai.images.pack import build_pack, open_pack
+from hpa_fastai.images.pack import build_pack
 from hpa_fastai.runs.predictor import Predictor
 from hpa_fastai.decide.rules import FixedRule
 from hpa_fastai.models.factory import rgby_model
@@ -212,6 +212,22 @@ def test_killed_and_started_twice_at_once(tmp_path, run):
     assert [o.wait() for o in both] == [0, 0]
     assert out.read_bytes() == (tmp_path/'whole.csv').read_bytes()
     assert names(tmp_path) == ['images', 'labels.csv', 'whole.csv']
+
+@pytest.mark.parametrize('where', ['os.fsync', '_finish'])
+def test_killed_while_gaps_are_closed(tmp_path, monkeypatch, where):
+    import hpa_fastai.images.pack as module
+    images = write_images(tmp_path/'images', bad=(0, 4))
+    expected = pack(images, tmp_path/'expected', strict=False)
+    calls = []
+    def stop(*args):
+        calls.append(1)
+        if where == '_finish' or len(calls) == 3: raise Stopped      # the first two are of the journal
+    with monkeypatch.context() as m:
+        m.setattr(module.os if where == 'os.fsync' else module, where.split('.')[-1], stop)
+        with pytest.raises(Stopped): pack(images, tmp_path/'pack', strict=False)
+    made = pack(images, tmp_path/'pack', strict=False)
+    for o in ('pixels.npy', 'rows.npy'): assert (made.path/o).read_bytes() == (expected.path/o).read_bytes()
+    assert not (tmp_path/'pack.part').exists()
 
 # Sources that change
 
