@@ -616,7 +616,8 @@ readers = dict(   # and how often each has its turn
     samples=(samples, 6), labels=(labels, 9), submission=(submission, 7), kaggle=(kaggle, 4), pack=(pack, 10),
     part=(part, 5), predictor=(predictor, 7), run=(run_folder, 6), interpretation=(interpretation, 3),
     comparison=(comparison, 1), ensemble=(ensemble, 3), recipe=(recipe, 8), override=(override, 5),
-    network=(network, 5), weights=(weights, 6), checkpoint=(checkpoint, 2), stages=(stages, 3), command=(command, 2))
+    network=(network, 5), weights=(weights, 6), checkpoint=(checkpoint, 2), stages=(stages, 3),
+    command=(command, 2))
 
 # ---- one case, and what came of it ----
 
