@@ -1,5 +1,6 @@
 "Ways to spoil a file: bytes, JSON, YAML, tables, images and weights; each takes a `random.Random`."
 import io, json, struct, zlib
+from copy import deepcopy
 import numpy as np, pandas as pd
 
 class Raw(str): "Text that stands in a JSON file as it is"
@@ -96,16 +97,16 @@ def change(obj, rng, choices=values):
         return f'without {name}'
     if what < .1 and isinstance(parent, dict):
         new = rng.choice(['unknown', 'weights', 'pretrained', '__class__', '', 'device', 'x'*200, 'a\nb'])
-        parent[new] = rng.choice(choices)
+        parent[new] = deepcopy(rng.choice(choices))
         return f'{".".join(map(str, at[:-1]))} with {new!r}: {brief(parent[new])}'
     if what < .14 and isinstance(parent, list):
-        parent.extend(parent[:1]*rng.choice([1, 3]))
+        parent.extend(deepcopy(parent[:1]*rng.choice([1, 3])))
         return f'{name} again at the end'
     if what < .2 and isinstance(parent, dict) and len(parent) > 1:
         other = rng.choice([k for k in parent if k != key])
         parent[key], parent[other] = parent[other], parent[key]
         return f'{name} and {other} exchanged'
-    parent[key] = rng.choice(choices)
+    parent[key] = deepcopy(rng.choice(choices))   # which may be changed later
     return f'{name} = {brief(parent[key])}'
 
 def to_json(obj):

@@ -9,6 +9,7 @@ that names a file, or in exit status 2; anything else is a finding: another erro
 import argparse, contextlib, importlib, io, json, os, pkgutil, random, re, shutil, sys, tempfile, time, traceback
 import unicodedata, warnings
 from collections import Counter, defaultdict
+from copy import deepcopy
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -444,7 +445,7 @@ def override(box):
             'model_args.channels', 'model_args.channels.0', 'augment.gain.x', 'stains.0', 'name.x', 'phases.²',
             '__class__', 'a\nb']
     choices = [o for o in damage.values if not isinstance(o, damage.Raw)] + damage.yaml_texts
-    changes = {rng.choice(keys): rng.choice(choices) for _ in range(rng.choice([1, 1, 2]))}
+    changes = {rng.choice(keys): deepcopy(rng.choice(choices)) for _ in range(rng.choice([1, 1, 2]))}
     box.done.append(f'{name}: {damage.brief(changes)}')
     box.known.add(f'recipe {name}')
     return lambda: r.override(**changes).to_yaml()
@@ -463,7 +464,7 @@ def network(box):
                                                                ['red', 'red']]
     from hpa_fastai.models.factory import SHAPE_ARGS
     args = d['model_args'] if isinstance(d['model_args'], dict) else {}
-    for _ in range(rng.choice([0, 1, 1, 2])): args[rng.choice(sorted(SHAPE_ARGS))] = rng.choice(choices)
+    for _ in range(rng.choice([0, 1, 1, 2])): args[rng.choice(sorted(SHAPE_ARGS))] = deepcopy(rng.choice(choices))
     done = damage.change(d, rng, choices) if rng.random() < .5 else 'model_args alone'
     if d.get('weights') != 'none': d['weights'] = rng.choice(['none', str(box.folder/'none.pth')])
     if isinstance(d.get('neighbours'), dict): d['neighbours']['weights'] = 'none'
@@ -615,7 +616,8 @@ readers = dict(   # and how often each has its turn
     samples=(samples, 6), labels=(labels, 9), submission=(submission, 7), kaggle=(kaggle, 4), pack=(pack, 10),
     part=(part, 5), predictor=(predictor, 7), run=(run_folder, 6), interpretation=(interpretation, 3),
     comparison=(comparison, 1), ensemble=(ensemble, 3), recipe=(recipe, 8), override=(override, 5),
-    network=(network, 5), weights=(weights, 6), checkpoint=(checkpoint, 2), stages=(stages, 3), command=(command, 2))
+    network=(network, 5), weights=(weights, 6), checkpoint=(checkpoint, 2), stages=(stages, 3),
+    command=(command, 2))
 
 # ---- one case, and what came of it ----
 

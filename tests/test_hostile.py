@@ -105,6 +105,15 @@ def test_a_run_with_another_body(base, server, tmp_path, file, body):
     run = edited(base, tmp_path, 'a', file, lambda o: o['model'].update(body=place(body, base, server[0])))
     try_all([predict(run)], server, tmp_path)
 
+@pytest.mark.parametrize('file', ['model.json', 'fold0/arcface/known.json'])
+@pytest.mark.parametrize('weights', [None, 'imagenet'])
+def test_a_run_that_asks_for_weights_of_the_hub(base, server, tmp_path, file, weights):
+    "By the name, or by saying nothing, which means the same to `rgby_model`"
+    def change(o):
+        o['model'].pop('weights', None)
+        if weights: o['model']['weights'] = weights
+    try_all([predict(edited(base, tmp_path, 'a', file, change))], server, tmp_path)
+
 @pytest.mark.parametrize('name', names)
 def test_a_recipe_with_other_arguments(base, server, tmp_path, name):
     args = hostile_args(base, server[0])[name]
