@@ -41,7 +41,7 @@ class NetworkConfig(Schema, extra='allow'):
     ) -> dict:
         "The arguments, checked; raises `DataError`"
         check_model_args(self.body, self.model_extra, f'{where}: ')
-        return self.model_dump(exclude_unset=True)
+        return self.model_dump(exclude_unset=True) | dict(weights=None)   # never those of a hub
 
 # %% ../../nbs/37_models.trained.ipynb #a8296f2f
 class LabelNetworkConfig(NetworkConfig):

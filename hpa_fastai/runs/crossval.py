@@ -10,11 +10,12 @@ it again, and it resumes where it stopped."""
 __all__ = ['decide_folds', 'save_plots', 'begin_run', 'train_folds', 'finish_run', 'cross_validate']
 
 # %% ../../nbs/76_runs.crossval.ipynb #cadaf09d
+from contextlib import nullcontext
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from ..files import read_json, whole_file, write_json
+from ..files import one_at_a_time, read_json, whole_file, write_json
 from ..images.kaggle import KaggleFolder, keep_folds, pack_folder, validation_rule
 from ..models.trained import record_networks
 from ..train.processes import join_processes, Processes
@@ -117,8 +118,9 @@ def cross_validate(
     "Train a recipe on a data set, fold by fold, and write a submission; resumes where it was stopped"
     processes, out = join_processes(device, distribute), Path(out)
     def begin(): return begin_run(data, out, recipe or Recipe(), packs, device, workers, processes)
-    job = processes.first_to(begin)
-    train_folds(job)
-    if processes.first: finish_run(job)
-    processes.gather(None)   # the others wait for the scores
+    with one_at_a_time(out) if processes.first else nullcontext():
+        job = processes.first_to(begin)
+        train_folds(job)
+        if processes.first: finish_run(job)
+        processes.gather(None)   # the others wait for the scores
     return read_json(out/'scores.json')
