@@ -26,6 +26,7 @@
 - `hpa_fastai.files`: Atomic file writes: a file is either complete or absent
 - `hpa_fastai.images.download`: Get images of the Human Protein Atlas and of the competition
 - `hpa_fastai.images.duplicates`: Find images of the same field, shifted, brighter or noisier, among all pairs
+- `hpa_fastai.images.given`: New images in whatever form somebody gives them: a folder, paths, samples, arrays or tensors
 - `hpa_fastai.images.kaggle`: Lists and files checked together, packed, and divided into folds
 - `hpa_fastai.images.merging`: Add other labelled images to the competition's, without taking any image twice
 - `hpa_fastai.images.pack`: Thirty thousand samples in one file, from which a batch is read at the speed of memory

@@ -217,7 +217,8 @@ def _check_sides(df, source):
     if is_table(source) and not is_table(df) or hasattr(df, 'gather'):
         raise DataError('labels come first, then images; write rgby_dls(labels, images)')
     if is_folder:
-        raise DataError(f'{df}: a folder where the list of labels is expected; give its CSV, e.g. {Path(df)/"train.csv"}')
+        raise DataError(f'{df}: a folder where the list of labels is expected; '
+                        f'give its CSV, e.g. {Path(df)/"train.csv"}')
 
 def _check_call(df, source, bs, item_tfms, kwargs):
     "Raise `DataError` for arguments of `rgby_dls` that would not do what they say"
@@ -242,6 +243,22 @@ def _encoded(df, targets, labels):
         raise DataError(f'targets has the shape {targets.shape}; give one row for each of {len(df)} images '
                         f'and one column for each of {len(labels)} labels')
     return (df if 'Target' in df else df.assign(Target=decode_targets(targets))), targets
+
+# %% ../../nbs/27_data.block.ipynb #018cbb10
+@patch(as_prop=True)
+def has_label_sets(self:PackDL) -> bool:
+    "Is the target a set of labels, zeros and ones, rather than one label of each image?"
+    tls = getattr(self.dataset, 'tls', [])
+    return len(tls) > 1 and any(isinstance(f, (EncodedMultiCategorize, OneHotEncode)) for f in tls[-1].tfms.fs)
+
+
+@patch(as_prop=True)
+def targs(self:PackDL) -> np.ndarray: # (images, labels) of 0 and 1, float32
+    "Labels of all items as a matrix; raises `DataError` for a loader without labels"
+    if len(getattr(self.dataset, 'tls', [])) < 2:
+        raise DataError('this loader has no labels; ask dls.train or dls.valid, or make it with '
+                        'dls.test_dl(rows, with_labels=True)')
+    return np.stack([to_np(self._target(i)[0]) for i in range(len(self.dataset))])
 
 # %% ../../nbs/27_data.block.ipynb #e4a7f884
 def source_dl(

@@ -19,11 +19,12 @@ from concurrent.futures import ThreadPoolExecutor   # after fastai's star, whose
 import numpy as np
 import pandas as pd
 
-from ..labels import CHANNELS, DataError
-from ..images.samples import find_samples, open_rgby, resize_rgby, SUFFIXES, TensorRGBY
+from ..labels import DataError
+from ..images.samples import open_rgby, resize_rgby, TensorRGBY
+from ..images.given import checked_image, new_images
 from .buffers import BufferPool
 from .sampling import sample_epoch
-from .sources import image_source, ImageFiles, OpenRGBY
+from .sources import ImageFiles, OpenRGBY
 
 # %% ../../nbs/26_data.loader.ipynb #a5580c19
 class PackDL(TfmdDL):
@@ -114,23 +115,6 @@ def _target(self:PackDL, i):
     ys = tuple(tl[i] for tl in self.dataset.tls[1:])
     if all(isinstance(o, Tensor) and o.numel() <= 1000 for o in ys): self._targets[i] = ys
     return ys
-
-# %% ../../nbs/26_data.loader.ipynb #0b227b13
-@patch(as_prop=True)
-def has_label_sets(self:PackDL) -> bool:
-    "Is the target a set of labels, zeros and ones, rather than one label of each image?"
-    tls = getattr(self.dataset, 'tls', [])
-    return len(tls) > 1 and any(isinstance(f, (EncodedMultiCategorize, OneHotEncode)) for f in tls[-1].tfms.fs)
-
-
-# %% ../../nbs/26_data.loader.ipynb #0a29d7b2
-@patch(as_prop=True)
-def targs(self:PackDL) -> np.ndarray: # (images, labels) of 0 and 1, float32
-    "Labels of all items as a matrix; raises `DataError` for a loader without labels"
-    if len(getattr(self.dataset, 'tls', [])) < 2:
-        raise DataError('this loader has no labels; ask dls.train or dls.valid, or make it with '
-                        'dls.test_dl(rows, with_labels=True)')
-    return np.stack([to_np(self._target(i)[0]) for i in range(len(self.dataset))])
 
 # %% ../../nbs/26_data.loader.ipynb #b1081c5e
 def _stack(ys):
@@ -277,53 +261,6 @@ class GivenImages(ImageFiles):
     def __repr__(self): return f'GivenImages: {len(self)} images, resized to {self.size} px'
 
 
-# %% ../../nbs/26_data.loader.ipynb #75147246
-def _described(o):
-    "What somebody gave in place of an image, in a few words"
-    if hasattr(o, 'shape') and hasattr(o, 'dtype'): return f'{type(o).__name__} {tuple(o.shape)} of {o.dtype}'
-    return f'{type(o).__name__} {o!r:.80}'
-
-def _as_array(o):
-    "A tensor (4, height, width) as an array (height, width, 4); anything else as it is"
-    if not isinstance(o, Tensor) or o.ndim != 3: return o
-    a = np.moveaxis(to_np(o), 0, -1)
-    is_share = np.issubdtype(a.dtype, np.floating) and a.size and 0 <= a.min() and a.max() <= 1
-    return (a*255 + .5).astype(np.uint8) if is_share else a
-
-def _checked_image(o):
-    "A path or a sample as it is, an array or a tensor as an array; raises `DataError`"
-    if isinstance(o, dict): return o
-    if isinstance(o, (str, Path)):
-        sid, _, stain = Path(o).stem.rpartition('_')
-        if sid and stain.lower() in CHANNELS:
-            raise DataError(f'{o}: holds one stain of a sample; give find_samples(folder)[{sid!r}], '
-                            'or find_samples(folder) for all samples of the folder')
-        return o
-    a = _as_array(o)
-    if isinstance(a, np.ndarray) and a.ndim == 3 and a.shape[-1] == 4 and a.dtype == np.uint8: return a
-    raise DataError(f'{_described(o)} is no image of four stains; give a path, a sample from find_samples, '
-                    'or an array (height, width, 4) of uint8, such as open_rgby(path)')
-
-
-# %% ../../nbs/26_data.loader.ipynb #434cc0fa
-def _is_new(o):
-    "Is it an image, rather than an Id or a row?"
-    if isinstance(o, str): return '/' in o or os.sep in o or Path(o).suffix.lower() in SUFFIXES
-    if isinstance(o, dict): return bool(o) and set(o) <= set(CHANNELS)
-    return isinstance(o, (Path, Tensor)) or isinstance(o, np.ndarray) and o.ndim > 1
-
-def _new_images(items):
-    "New images by name, or a source of images; None for Ids and rows"
-    if hasattr(items, 'gather') and not isinstance(items, Tensor): return items   # tensors have one, too
-    if isinstance(items, (pd.DataFrame, pd.Series)): return None
-    if isinstance(items, (str, Path)) and Path(items).is_dir():
-        return image_source(items) if (Path(items)/'manifest.json').exists() else find_samples(items)
-    if isinstance(items, dict) and not _is_new(items): return items
-    one = isinstance(items, (str, Path, dict)) or getattr(items, 'ndim', 0) == 3
-    items = [items] if one else list(items)
-    return {f'image {i}': o for i, o in enumerate(items)} if any(map(_is_new, items)) else None
-
-
 # %% ../../nbs/26_data.loader.ipynb #5dabd9e3
 @patch
 def other_images(self:PackDL,
@@ -355,7 +292,7 @@ def _takes_new(self:PackDL):
 def _source_of(self:PackDL, images):
     "A source of new images that have the size of this loader's own; raises `DataError`"
     size = self.source_size
-    if not hasattr(images, 'gather'): return GivenImages({str(k): _checked_image(o) for k, o in images.items()}, size)
+    if isinstance(images, dict): return GivenImages({str(k): checked_image(o) for k, o in images.items()}, size)
     if images.size != size:
         raise DataError(f'{images} has images of {images.size} px, but the learner has seen {size} px; '
                         f'give the folder of the images, or a pack of size={size}')
@@ -372,10 +309,10 @@ def test_dl(self:DataLoaders,
 ): # A loader like the one for validation
     "fastai's `test_dl`, which with a `PackDL` takes new images too; raises `DataError`"
     dl = self.valid
-    images = _new_images(test_items) if isinstance(dl, PackDL) and dl._takes_new else None
+    images = new_images(test_items) if isinstance(dl, PackDL) and dl._takes_new else None
     if images is None: return _fastai_test_dl(self, test_items, rm_type_tfms, with_labels, **kwargs)
     if with_labels:
-        raise DataError('new images have no labels; leave out with_labels, or give rows of a table with Id and Target')
+        raise DataError('new images have no labels; leave out with_labels, or give rows with Id and Target')
     if dl.source_size is not None: return dl.other_images(dl._source_of(images), **kwargs)
-    return _fastai_test_dl(self, [_checked_image(o) for o in images.values()], rm_type_tfms, **kwargs)
+    return _fastai_test_dl(self, [checked_image(o) for o in images.values()], rm_type_tfms, **kwargs)
 
