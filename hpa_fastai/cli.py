@@ -12,7 +12,6 @@ __all__ = ['command', 'hpa_simulate', 'hpa_download', 'hpa_merge', 'hpa_pack', '
 
 # %% ../nbs/90_cli.ipynb #cadaf09d
 import json, os, re, shlex, signal, sys, warnings
-from contextlib import suppress
 from functools import partial, wraps
 from inspect import signature
 from pathlib import Path
@@ -40,14 +39,14 @@ def _quieten():
 def _ending(e):
     "Message and exit status for what ends a command early; None for an error of ours"
     data_error = getattr(sys.modules.get('hpa_fastai.labels'), 'DataError', UsageError)
-    if isinstance(e, (UsageError, data_error)): return str(e).splitlines()[-1].strip(), 2   # fastai adds lines before it
+    if isinstance(e, (UsageError, data_error)): return str(e).splitlines()[-1].strip(), 2   # fastai adds lines
     if isinstance(e, KeyboardInterrupt): return 'stopped; the same command goes on from here', 130
     if isinstance(e, BrokenPipeError): return '', 141
     if isinstance(e, OSError) and e.filename: return f'{e.filename}: {e.strerror}; choose another place', 2
 
 def _end(name, message, status):
     "End the process with a message of one line"
-    with suppress(ValueError): signal.signal(signal.SIGINT, signal.SIG_IGN)   # a second Ctrl-C; not in other threads
+    signal.signal(signal.SIGINT, signal.SIG_IGN)   # a second Ctrl-C
     if status == 141: os.dup2(os.open(os.devnull, os.O_WRONLY), 1)   # what Python flushes at the end
     if message: print(f'{name}: {message}', file=sys.stderr)
     sys.exit(status)
@@ -69,16 +68,14 @@ def command(
         def main(argv=None):
             "Call the function with arguments from the command line"
             given = vars(command_parser(f, required).parse_args(argv))
-            call(**{k: v for k, v in given.items() if k in signature(f).parameters})
+            call(**{k: given[k] for k in signature(f).parameters})
             sys.stdout.flush()   # finds a closed pipe here rather than when Python ends
 
         def ending(g, *args, **kwargs):
             "Call `g`, and end the process where it can't go on"
             try: return g(*args, **kwargs)
             except (Exception, KeyboardInterrupt) as e:
-                found = _ending(e)
-                if not found: raise
-                how = found
+                if not (how := _ending(e)): raise
             _end(name, *how)
 
         @wraps(f)
@@ -182,10 +179,10 @@ def _changes(text):
 def _finished(data, out, recipe):
     "A line about a run that is finished with this recipe and these lists; None for any other"
     from hpa_fastai.runs.recipes import Recipe
-    scores, data = out/'scores.json', Path(data)
+    scores = out/'scores.json'
     folds = [out/f'fold{k}/{o}' for k in range(recipe.folds) for o in ('oof.parquet', 'model.safetensors')]
     files = [scores, out/'report.html', out/'recipe.yaml', out/'oof.csv', out/'model.json', *folds]
-    lists = [data/'train.csv', data/'sample_submission.csv']
+    lists = [Path(data)/o for o in ('train.csv', 'sample_submission.csv')]
     if lists[1].exists(): files.append(out/'submission.csv')
     if not all(o.exists() for o in files) or Recipe.load(out/'recipe.yaml') != recipe: return None
     if any(o.exists() and o.stat().st_mtime > scores.stat().st_mtime for o in lists): return None
@@ -211,9 +208,7 @@ def hpa_train(
     "From a folder in Kaggle's layout to a submission: pack, split, train each fold, choose thresholds, predict"
     from hpa_fastai.runs.recipes import load_recipe
     recipe = load_recipe(recipe).override(**{**dict(folds=folds, epochs=epochs), **_changes(set)})
-    if done := _finished(data, Path(out), recipe):
-        if not int(os.environ.get('RANK', 0)): print(done)
-        return
+    if done := _finished(data, Path(out), recipe): return print(done)
     from hpa_fastai.runs.crossval import cross_validate
     cross_validate(data, out, recipe, packs=packs, device=device, workers=workers, distribute=distribute)
     from fastai.torch_core import rank_distrib
@@ -232,10 +227,10 @@ def _cost_table():
     "Text that lists what all recipes cost, relative to `default`"
     from hpa_fastai.runs.recipes import RECIPES
     unit = _pixels(RECIPES['default'])
-    lines = [f'{"recipe":32}{"body":22}{"size":>6}{"crop":>6}{"folds":>6}{"epochs":>7}{"pixels":>8}']
-    for o in RECIPES.values():
-        epochs = sum(phase.epochs for phase in o.phases)
-        lines.append(f'{o.name:32}{o.body[:21]:22}{o.size:6}{o.crop or "–":>6}{o.folds:6}{epochs:7}{_pixels(o)/unit:8.1f}')
+    rows = [(o.name, o.body, o.size, o.crop or '–', o.folds, sum(phase.epochs for phase in o.phases),
+             f'{_pixels(o)/unit:.1f}') for o in RECIPES.values()]
+    heading = 'recipe', 'body', 'size', 'crop', 'folds', 'epochs', 'pixels'
+    lines = ['{:32}{:26}{:>6}{:>6}{:>6}{:>8}{:>8}'.format(*o) for o in [heading, *rows]]
     note = 'pixels: shown in training, all folds together, relative to default; a larger body takes longer for each'
     return '\n'.join([*lines, note])
 

@@ -217,7 +217,8 @@ def _check_sides(df, source):
     if is_table(source) and not is_table(df) or hasattr(df, 'gather'):
         raise DataError('labels come first, then images; write rgby_dls(labels, images)')
     if is_folder:
-        raise DataError(f'{df}: a folder where the list of labels is expected; give its CSV, e.g. {Path(df)/"train.csv"}')
+        raise DataError(f'{df}: a folder where the list of labels is expected; '
+                        f'give its CSV, e.g. {Path(df)/"train.csv"}')
 
 def _check_call(df, source, bs, item_tfms, kwargs):
     "Raise `DataError` for arguments of `rgby_dls` that would not do what they say"

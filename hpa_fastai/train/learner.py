@@ -169,7 +169,8 @@ def _check_argument(name):
     known = [o for o in signature(Learner.__init__).parameters if o not in ('self', 'model')]
     if name in known: return
     if name in _elsewhere: raise DataError(f'rgby_learner has no argument {name}; write {_elsewhere[name]}')
-    close = get_close_matches(name, [*known, *(o for o in signature(rgby_learner).parameters if o != 'kwargs')], 1, 0.)[0]
+    own = [o for o in signature(rgby_learner).parameters if o != 'kwargs']
+    close = get_close_matches(name, [*known, *own], 1, 0.)[0]
     raise DataError(f'rgby_learner has no argument {name}; did you mean {close}?')
 
 
@@ -187,7 +188,8 @@ def _check_call(dls, loss_func, metrics, kwargs):
     "Raise `DataError` for arguments of `rgby_learner` that would fail later, or mean something else"
     if not isinstance(dls, DataLoaders):
         raise DataError(f'{type(dls).__name__} where batches are expected; make them with rgby_dls(labels, images)')
-    if kwargs.get('n_in', 4) != 4: raise DataError(f'n_in is {kwargs["n_in"]}; images have four channels, leave it out')
+    if kwargs.get('n_in', 4) != 4:
+        raise DataError(f'n_in is {kwargs["n_in"]}; images have four channels, leave it out')
     for name in kwargs.keys() - {'n_in'}: _check_argument(name)
     if not getattr(dls.valid, 'has_label_sets', False): return
     if isinstance(loss_func, (CrossEntropyLossFlat, nn.CrossEntropyLoss)):
@@ -231,8 +233,8 @@ def rgby_learner(
     wd_bn_bias = _decays_all(opt_func, wd_bn_bias)
     model = body
     if not isinstance(body, nn.Module):
-        model = rgby_model(getattr(body, '__name__', body), n_out or get_c(dls) or len(LABELS), stem=stem, head=head, weights=weights,
-                           dropout=dropout, **(model_args or {}))
+        name, n_out = getattr(body, '__name__', body), n_out or get_c(dls) or len(LABELS)
+        model = rgby_model(name, n_out, stem=stem, head=head, weights=weights, dropout=dropout, **(model_args or {}))
     if channels_last: model.to(memory_format=torch.channels_last)
     if compile: model.compile()
     if metrics is None: metrics = L(MacroF1(), MeanAP())
