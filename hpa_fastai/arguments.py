@@ -8,16 +8,20 @@ instead. This chapter holds these checks. You need it if you add an option to a 
 
 # %% auto #0
 __all__ = ['LEAST', 'SHARES', 'CHOICES', 'INPUTS', 'OUTPUTS', 'WORDS', 'EXAMPLES', 'UsageError', 'nearest', 'check_numbers',
-           'check_choices', 'check_input', 'check_output', 'check_paths', 'check_device', 'check_arguments',
-           'usage_problem', 'command_parser']
+           'check_choices', 'check_input', 'check_output', 'check_paths', 'set_changes', 'check_device',
+           'check_arguments', 'usage_problem', 'words_type', 'command_parser']
 
 # %% ../nbs/89_arguments.ipynb #45b156fb
-import os, re
+import os, re, shlex
 from argparse import RawDescriptionHelpFormatter, SUPPRESS
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Annotated
 
 from fastcore.script import anno_parser
+
+try: from fastcore.script import Param   # fastcore 1
+except ImportError: Param = None
 
 
 # %% ../nbs/89_arguments.ipynb #52eed617
@@ -114,6 +118,17 @@ def check_paths(
             if name in outputs: check_output(what, o, outputs[name])
 
 
+# %% ../nbs/89_arguments.ipynb #80453241
+def set_changes(
+    text # What was given for `--set`; None if nothing was
+) -> dict: # New values by name, as text
+    "What `--set` changes; raises `UsageError`"
+    pairs = [re.split(r',(?=[\w.]+=)', o) for o in shlex.split(text or '')]
+    changes = dict(o.partition('=')[::2] for pair in pairs for o in pair)
+    if '' in changes or '' in changes.values():
+        raise UsageError(f"--set '{text}': write KEY=VALUE, with spaces between the pairs and none around =")
+    return changes
+
 # %% ../nbs/89_arguments.ipynb #3d93864e
 def check_device(
     device:str # `'cpu'`, `'cuda'`, `'cuda:1'`, `'mps'`, or None
@@ -157,6 +172,15 @@ def usage_problem(
         return f'no option {unknown[1]}; did you mean {nearest(unknown[1], options)}?'
     return f'{message}; see {parser.prog} --help'
 
+
+# %% ../nbs/89_arguments.ipynb #3175db33
+def words_type(
+    help, # What they are, for `--help`
+    nargs='+' # How many: `'+'` for one or more, `'?'` for at most one
+): # A type for an argument
+    "Declare an argument that is given without a dash"
+    if Param: return Param(help, str, opt=False, nargs=nargs)
+    return Annotated[str, help, dict(opt=False, nargs=nargs)]
 
 # %% ../nbs/89_arguments.ipynb #63e371a5
 EXAMPLES = dict(

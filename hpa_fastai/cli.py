@@ -11,19 +11,16 @@ __all__ = ['command', 'hpa_simulate', 'hpa_download', 'hpa_merge', 'hpa_pack', '
            'hpa_compare', 'hpa_ensemble', 'hpa_predict', 'hpa_check']
 
 # %% ../nbs/90_cli.ipynb #cadaf09d
-import json, os, re, shlex, signal, sys, warnings
+import os, signal, sys, warnings
+from contextlib import suppress
 from functools import partial, wraps
 from inspect import signature
 from pathlib import Path
-from typing import Annotated
 
 from fastcore.basics import noop
 from fastcore.script import store_true
 
-from .arguments import check_arguments, command_parser, UsageError
-
-try: from fastcore.script import Param   # fastcore 1
-except ImportError: Param = None
+from .arguments import check_arguments, command_parser, set_changes, UsageError, words_type
 
 
 # %% ../nbs/90_cli.ipynb #915761ac
@@ -46,7 +43,7 @@ def _ending(e):
 
 def _end(name, message, status):
     "End the process with a message of one line"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)   # a second Ctrl-C
+    with suppress(ValueError): signal.signal(signal.SIGINT, signal.SIG_IGN)   # a second Ctrl-C; main thread only
     if status == 141: os.dup2(os.open(os.devnull, os.O_WRONLY), 1)   # what Python flushes at the end
     if message: print(f'{name}: {message}', file=sys.stderr)
     sys.exit(status)
@@ -88,15 +85,6 @@ def command(
         return _f
     return _decorate
 
-
-# %% ../nbs/90_cli.ipynb #9ee40a23
-def _words(
-    help, # What they are, for `--help`
-    nargs='+' # How many: `'+'` for one or more, `'?'` for at most one
-): # A type for an argument
-    "Declare an argument that is given without a dash"
-    if Param: return Param(help, str, opt=False, nargs=nargs)
-    return Annotated[str, help, dict(opt=False, nargs=nargs)]
 
 # %% ../nbs/90_cli.ipynb #6d6d6f8e
 @command('out')
@@ -140,7 +128,7 @@ def hpa_download(
 # %% ../nbs/90_cli.ipynb #04c83590
 @command('out')
 def hpa_merge(
-    folders:_words("Folders in Kaggle's layout; the first is kept whole, with its test set"),
+    folders:words_type("Folders in Kaggle's layout; the first is kept whole, with its test set"),
     out:str=None # Required. Folder to write, in Kaggle's layout
 ):
     "Merge data sets, without images that are there already"
@@ -165,19 +153,10 @@ def hpa_pack(
     samples = find_samples(images, channels=channels, bits=bits, strict=strict)
     print(build_pack(samples, out, size=size, compress=compress, workers=workers, strict=strict))
 
-# %% ../nbs/90_cli.ipynb #f85affe5
-def _changes(text):
-    "What `--set` changes, by name; raises `UsageError`"
-    pairs = [re.split(r',(?=[\w.]+=)', o) for o in shlex.split(text or '')]
-    changes = dict(o.partition('=')[::2] for pair in pairs for o in pair)
-    if '' in changes or '' in changes.values():
-        raise UsageError(f"--set '{text}': write KEY=VALUE, with spaces between the pairs and none around =")
-    return changes
-
-
 # %% ../nbs/90_cli.ipynb #1f75afbd
 def _finished(data, out, recipe):
     "A line about a run that is finished with this recipe and these lists; None for any other"
+    from hpa_fastai.files import read_json
     from hpa_fastai.runs.recipes import Recipe
     scores = out/'scores.json'
     folds = [out/f'fold{k}/{o}' for k in range(recipe.folds) for o in ('oof.parquet', 'model.safetensors')]
@@ -186,7 +165,8 @@ def _finished(data, out, recipe):
     if lists[1].exists(): files.append(out/'submission.csv')
     if not all(o.exists() for o in files) or Recipe.load(out/'recipe.yaml') != recipe: return None
     if any(o.exists() and o.stat().st_mtime > scores.stat().st_mtime for o in lists): return None
-    f1 = json.loads(scores.read_text(encoding='utf-8'))['macro_f1']
+    f1, networks = read_json(scores).get('macro_f1'), read_json(out/'model.json').get('networks')
+    if not (networks and isinstance(f1, float)): return None
     return (f'{out}: finished, macro F1 {f1:.3f} out of sample; see {out/"report.html"}, '
             f'or delete {scores} to decide again')
 
@@ -207,7 +187,7 @@ def hpa_train(
 ):
     "From a folder in Kaggle's layout to a submission: pack, split, train each fold, choose thresholds, predict"
     from hpa_fastai.runs.recipes import load_recipe
-    recipe = load_recipe(recipe).override(**{**dict(folds=folds, epochs=epochs), **_changes(set)})
+    recipe = load_recipe(recipe).override(**{**dict(folds=folds, epochs=epochs), **set_changes(set)})
     if done := _finished(data, Path(out), recipe): return print(done)
     from hpa_fastai.runs.crossval import cross_validate
     cross_validate(data, out, recipe, packs=packs, device=device, workers=workers, distribute=distribute)
@@ -238,7 +218,7 @@ def _cost_table():
 # %% ../nbs/90_cli.ipynb #61739c93
 @command()
 def hpa_recipes(
-    name:_words('Show this recipe as YAML, to save, change and give to hpa-train; by default list all', '?')=None
+    name:words_type('Show this recipe as YAML, to save, change and give to hpa-train; by default list all', '?')=None
 ):
     "The named recipes: what they are, whose, and what their authors reported"
     from hpa_fastai.runs.recipes import recipe_table, recipe_text
@@ -260,7 +240,7 @@ def hpa_report(
 # %% ../nbs/90_cli.ipynb #403d2f93
 @command()
 def hpa_compare(
-    runs:_words('Folders of finished runs on the same images'),
+    runs:words_type('Folders of finished runs on the same images'),
     against:str=None, # Name of the run that the others are compared with; by default the best one
     plot:str=None # PNG to write
 ):
@@ -273,7 +253,7 @@ def hpa_compare(
 # %% ../nbs/90_cli.ipynb #d0563e1a
 @command('out')
 def hpa_ensemble(
-    runs:_words('Folders of finished runs on the same images, in the same folds'),
+    runs:words_type('Folders of finished runs on the same images, in the same folds'),
     out:str=None, # Required. Folder of the combined run
     how:str='mean', # mean, rank, max, vote; or fitted: weighted, climbing, stacking, boosting (needs LightGBM)
     thresholds:str='auto', # As in a recipe

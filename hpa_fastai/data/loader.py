@@ -190,8 +190,7 @@ def _gather(self:PackDL, idxs, crop):
         source.gather(self.rows[idxs], out=large, crop=crop)
         for o, img in zip(out.numpy(), large): o[:] = resize_rgby(img, size)
     x = out.permute(0, 3, 1, 2).as_subclass(TensorRGBY)
-    ys = zip(*[self._target(i) for i in idxs])
-    return (x, *map(_stack, ys))
+    return (x, *map(_stack, zip(*[self._target(i) for i in idxs])))
 
 # %% ../../nbs/26_data.loader.ipynb #597e56e8
 @patch
@@ -227,9 +226,9 @@ def create_item(self:PackDL, s):
 @patch
 def _check_not_empty(self:PackDL):
     "Raise `DataError` if there are no images"
-    if len(self.dataset): return
-    raise DataError('this loader has no images, as in every learner from load_learner; for new ones give '
-                    'dl=learn.dls.test_dl(folder), or to train, learn.dls = rgby_dls(labels, images)')
+    if not len(self.dataset):
+        raise DataError('this loader has no images, as in every learner from load_learner; for new ones give '
+                        'dl=learn.dls.test_dl(folder), or to train, learn.dls = rgby_dls(labels, images)')
 
 @patch
 def one_batch(self:PackDL):
