@@ -12,6 +12,7 @@ __all__ = ['command', 'hpa_simulate', 'hpa_download', 'hpa_merge', 'hpa_pack', '
 
 # %% ../nbs/90_cli.ipynb #cadaf09d
 import json, os, re, shlex, signal, sys, warnings
+from contextlib import suppress
 from functools import partial, wraps
 from inspect import signature
 from pathlib import Path
@@ -46,7 +47,7 @@ def _ending(e):
 
 def _end(name, message, status):
     "End the process with a message of one line"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)   # a second Ctrl-C
+    with suppress(ValueError): signal.signal(signal.SIGINT, signal.SIG_IGN)   # a second Ctrl-C; not in threads
     if status == 141: os.dup2(os.open(os.devnull, os.O_WRONLY), 1)   # what Python flushes at the end
     if message: print(f'{name}: {message}', file=sys.stderr)
     sys.exit(status)
