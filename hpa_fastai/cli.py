@@ -11,20 +11,16 @@ __all__ = ['command', 'hpa_simulate', 'hpa_download', 'hpa_merge', 'hpa_pack', '
            'hpa_compare', 'hpa_ensemble', 'hpa_predict', 'hpa_check']
 
 # %% ../nbs/90_cli.ipynb #cadaf09d
-import json, os, re, shlex, signal, sys, warnings
+import os, signal, sys, warnings
 from contextlib import suppress
 from functools import partial, wraps
 from inspect import signature
 from pathlib import Path
-from typing import Annotated
 
 from fastcore.basics import noop
 from fastcore.script import store_true
 
-from .arguments import check_arguments, command_parser, UsageError
-
-try: from fastcore.script import Param   # fastcore 1
-except ImportError: Param = None
+from .arguments import check_arguments, command_parser, set_changes, UsageError, words_type
 
 
 # %% ../nbs/90_cli.ipynb #915761ac
@@ -47,7 +43,7 @@ def _ending(e):
 
 def _end(name, message, status):
     "End the process with a message of one line"
-    with suppress(ValueError): signal.signal(signal.SIGINT, signal.SIG_IGN)   # a second Ctrl-C; not in threads
+    with suppress(ValueError): signal.signal(signal.SIGINT, signal.SIG_IGN)   # a second Ctrl-C; main thread only
     if status == 141: os.dup2(os.open(os.devnull, os.O_WRONLY), 1)   # what Python flushes at the end
     if message: print(f'{name}: {message}', file=sys.stderr)
     sys.exit(status)
@@ -90,15 +86,6 @@ def command(
     return _decorate
 
 
-# %% ../nbs/90_cli.ipynb #9ee40a23
-def _words(
-    help, # What they are, for `--help`
-    nargs='+' # How many: `'+'` for one or more, `'?'` for at most one
-): # A type for an argument
-    "Declare an argument that is given without a dash"
-    if Param: return Param(help, str, opt=False, nargs=nargs)
-    return Annotated[str, help, dict(opt=False, nargs=nargs)]
-
 # %% ../nbs/90_cli.ipynb #6d6d6f8e
 @command('out')
 def hpa_simulate(
@@ -124,22 +111,24 @@ def hpa_simulate(
 @command('out')
 def hpa_download(
     out:str=None, # Required. Folder to write, in Kaggle's layout: train.csv, train/
-    samples:str=None, # CSV with Id and Target of samples of the Human Protein Atlas; by default Kaggle's files
+    samples:str=None, # CSV with Id and Target (and sha256) of samples of the Atlas; by default Kaggle's files
     size:int=None, # Keep grey PNGs of this side, in pixels; by default the files as they come
-    base:str=None, # URL of the antibodies' folders; by default the Human Protein Atlas, version 18
+    base:str=None, # Address of the antibodies' folders, https://…; by default the Human Protein Atlas, version 18
     workers:int=8, # Number of simultaneous requests
     per_second:float=20 # Most requests per second, of all together
 ):
     "Download images, politely; run it again to go on where it stopped"
-    from hpa_fastai.images.download import HPA_IMAGES, download_list, kaggle_files
-    if not samples: print(kaggle_files(out))
+    if not samples:
+        from hpa_fastai.images.competition import kaggle_files
+        print(kaggle_files(out))
     else:
+        from hpa_fastai.images.download import HPA_IMAGES, download_list
         print(download_list(samples, out, base=base or HPA_IMAGES, size=size, workers=workers, per_second=per_second))
 
 # %% ../nbs/90_cli.ipynb #04c83590
 @command('out')
 def hpa_merge(
-    folders:_words("Folders in Kaggle's layout; the first is kept whole, with its test set"),
+    folders:words_type("Folders in Kaggle's layout; the first is kept whole, with its test set"),
     out:str=None # Required. Folder to write, in Kaggle's layout
 ):
     "Merge data sets, without images that are there already"
@@ -153,26 +142,21 @@ def hpa_pack(
     out:str=None, # Required. The pack to write
     size:int=512, # Side to which images are resized, in pixels
     compress:store_true=False, # Compress losslessly to less than half the size; slower to read
-    workers:int=None # Number of processes; by default one per core
+    workers:int=None, # Number of processes; by default one per core
+    channels:str=None, # What names of files or planes mean: 'red=Cy5, green=FITC, blue=DAPI'
+    bits:int=None, # Bits that 16-bit files use, such as 12; by default found from the images
+    strict:store_true=False # Make no pack if a sample can't be read; by default the others are packed
 ):
     "Pack a folder of images into one file that training reads at the speed of memory"
     from hpa_fastai.images.samples import find_samples
     from hpa_fastai.images.pack import build_pack
-    print(build_pack(find_samples(images), out, size=size, compress=compress, workers=workers))
-
-# %% ../nbs/90_cli.ipynb #f85affe5
-def _changes(text):
-    "What `--set` changes, by name; raises `UsageError`"
-    pairs = [re.split(r',(?=[\w.]+=)', o) for o in shlex.split(text or '')]
-    changes = dict(o.partition('=')[::2] for pair in pairs for o in pair)
-    if '' in changes or '' in changes.values():
-        raise UsageError(f"--set '{text}': write KEY=VALUE, with spaces between the pairs and none around =")
-    return changes
-
+    samples = find_samples(images, channels=channels, bits=bits, strict=strict)
+    print(build_pack(samples, out, size=size, compress=compress, workers=workers, strict=strict))
 
 # %% ../nbs/90_cli.ipynb #1f75afbd
 def _finished(data, out, recipe):
     "A line about a run that is finished with this recipe and these lists; None for any other"
+    from hpa_fastai.files import read_json
     from hpa_fastai.runs.recipes import Recipe
     scores = out/'scores.json'
     folds = [out/f'fold{k}/{o}' for k in range(recipe.folds) for o in ('oof.parquet', 'model.safetensors')]
@@ -181,7 +165,8 @@ def _finished(data, out, recipe):
     if lists[1].exists(): files.append(out/'submission.csv')
     if not all(o.exists() for o in files) or Recipe.load(out/'recipe.yaml') != recipe: return None
     if any(o.exists() and o.stat().st_mtime > scores.stat().st_mtime for o in lists): return None
-    f1 = json.loads(scores.read_text(encoding='utf-8'))['macro_f1']
+    f1, networks = read_json(scores).get('macro_f1'), read_json(out/'model.json').get('networks')
+    if not (networks and isinstance(f1, float)): return None
     return (f'{out}: finished, macro F1 {f1:.3f} out of sample; see {out/"report.html"}, '
             f'or delete {scores} to decide again')
 
@@ -202,7 +187,7 @@ def hpa_train(
 ):
     "From a folder in Kaggle's layout to a submission: pack, split, train each fold, choose thresholds, predict"
     from hpa_fastai.runs.recipes import load_recipe
-    recipe = load_recipe(recipe).override(**{**dict(folds=folds, epochs=epochs), **_changes(set)})
+    recipe = load_recipe(recipe).override(**{**dict(folds=folds, epochs=epochs), **set_changes(set)})
     if done := _finished(data, Path(out), recipe): return print(done)
     from hpa_fastai.runs.crossval import cross_validate
     cross_validate(data, out, recipe, packs=packs, device=device, workers=workers, distribute=distribute)
@@ -233,7 +218,7 @@ def _cost_table():
 # %% ../nbs/90_cli.ipynb #61739c93
 @command()
 def hpa_recipes(
-    name:_words('Show this recipe as YAML, to save, change and give to hpa-train; by default list all', '?')=None
+    name:words_type('Show this recipe as YAML, to save, change and give to hpa-train; by default list all', '?')=None
 ):
     "The named recipes: what they are, whose, and what their authors reported"
     from hpa_fastai.runs.recipes import recipe_table, recipe_text
@@ -255,7 +240,7 @@ def hpa_report(
 # %% ../nbs/90_cli.ipynb #403d2f93
 @command()
 def hpa_compare(
-    runs:_words('Folders of finished runs on the same images'),
+    runs:words_type('Folders of finished runs on the same images'),
     against:str=None, # Name of the run that the others are compared with; by default the best one
     plot:str=None # PNG to write
 ):
@@ -268,7 +253,7 @@ def hpa_compare(
 # %% ../nbs/90_cli.ipynb #d0563e1a
 @command('out')
 def hpa_ensemble(
-    runs:_words('Folders of finished runs on the same images, in the same folds'),
+    runs:words_type('Folders of finished runs on the same images, in the same folds'),
     out:str=None, # Required. Folder of the combined run
     how:str='mean', # mean, rank, max, vote; or fitted: weighted, climbing, stacking, boosting (needs LightGBM)
     thresholds:str='auto', # As in a recipe
@@ -288,11 +273,15 @@ def hpa_predict(
     out:str=None, # Required. CSV to write: Id; Labels, the most probable first; a probability for each label
     tta:int=None, # Symmetric views of each image: 1, 4 or 8; by default as in the run
     bs:int=None, # Images at a time; by default as in the run's training
-    device:str=None # 'cpu', 'cuda', 'mps'; by default the best there is
+    device:str=None, # 'cpu', 'cuda', 'mps'; by default the best there is
+    channels:str=None, # What names of files or planes mean: 'red=Cy5, green=FITC, blue=DAPI'
+    bits:int=None, # Bits that 16-bit files use, such as 12; by default found from the images
+    strict:store_true=False # Stop at the first image that can't be read; by default the others are labelled
 ):
     "Say where the protein sits in each image of a folder"
     from hpa_fastai.runs.predictor import Predictor
-    df = Predictor.load(run, device=device).predict_folder(images, out, n=tta, bs=bs)
+    df = Predictor.load(run, device=device).predict_folder(images, out, n=tta, bs=bs, strict=strict,
+                                                           channels=channels, bits=bits)
     print(f'{out}: {len(df)} images labelled')
 
 # %% ../nbs/90_cli.ipynb #7a3f7ccb

@@ -33,8 +33,15 @@ LABELS = (
     'Cell junctions', 'Mitochondria', 'Aggresome', 'Cytosol', 'Cytoplasmic bodies', 'Rods & rings')
 
 # %% ../nbs/00_labels.ipynb #d0f38343
+def _one_line(text, most=1000):
+    "A text on one line, without characters that a terminal obeys, and of ordinary length"
+    text = ' '.join(str(text).split())
+    text = ''.join(o if o.isprintable() else ascii(o)[1:-1] for o in text)
+    return text if len(text) <= most else f'{text[:most//2]} … {text[-most//2:]}'
+
 class DataError(ValueError):
     "Bad input; the message is one line that names the file, the row if there is one, and the remedy"
+    def __init__(self, message=''): super().__init__(_one_line(message))
 
 # %% ../nbs/00_labels.ipynb #152199b3
 _repr = reprlib.Repr()

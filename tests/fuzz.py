@@ -659,6 +659,8 @@ def _outcome(read, box, reader):
     "Run the call: `success`, `refused`, or what is wrong, with the place and the error"
     known, err = box.known, io.StringIO()
     known |= _known_names(box)
+    known |= {str(DataError(o)) for o in known}   # as they stand in a message
+    if reader in ('recipe', 'override', 'network'): known.add('recipe ')   # its name, as for a named one
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err), limited(seconds,
                                                                                                  wall): read()

@@ -7,7 +7,8 @@ from pathlib import Path
 here, library = Path(__file__).resolve().parent, Path(find_spec('hpa_fastai').origin).parent
 devices = ('/dev/null', '/dev/urandom', '/proc/', '/sys/')
 own = sorted({os.path.realpath(o) + os.sep for o in [
-    library, here, sys.prefix, sys.base_prefix, *sysconfig.get_paths().values()] if str(o) != '/usr'})
+    library, here, *library.parent.glob('*.egg-info'), sys.prefix, sys.base_prefix,
+    *sysconfig.get_paths().values()] if str(o) != '/usr'})
 own += [f'/usr/{o}/' for o in ('lib', 'local/lib', 'share')] + ['/lib/', '/etc/ld.so.cache']
 state = dict(on=False, folders=(), seen=[])
 

@@ -63,9 +63,8 @@ def _checked_repeats(repeats, dataset):
 def _floats_first(tfms):
     "A pipeline of batch transforms, with `IntToFloatTensor` if one of fastai's needs floats"
     tfms = Pipeline(tfms)
-    needs_floats = any(isinstance(f, (AffineCoordTfm, LightingTfm)) for f in tfms.fs)
-    makes_floats = any(isinstance(f, IntToFloatTensor) for f in tfms.fs)
-    if needs_floats and not makes_floats: tfms.add(IntToFloatTensor())
+    def has(*kinds): return any(isinstance(f, kinds) for f in tfms.fs)
+    if has(AffineCoordTfm, LightingTfm) and not has(IntToFloatTensor): tfms.add(IntToFloatTensor())
     return tfms
 
 # %% ../../nbs/26_data.loader.ipynb #fb158a6f

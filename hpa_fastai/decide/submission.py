@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from hpa_fastai.labels import (
-    DataError, decode_targets, label_counts, LABELS, parse_target, read_csv_checked, read_submission
+    DataError, decode_targets, label_counts, LABELS, parse_target, read_csv_checked, read_labels, read_submission
 )
 from ..files import whole_file
 from ..images.splits import yes_rows
@@ -118,7 +118,7 @@ def check_submission(
     _check_label_sets(df, path, labels)
     out = label_counts(df.Predicted, labels)[['label', 'images']].rename(columns={'images': 'predicted'})
     if train is not None:
-        df_train = read_csv_checked(train, ['Id', 'Target'])
+        df_train = read_labels(train, labels)
         if 'train_only' in df_train: df_train = df_train[~yes_rows(df_train, 'train_only', train)]
         targets = df_train.Target
         out['expected'] = np.round(label_counts(targets, labels).images/len(targets)*len(df)).astype(int)

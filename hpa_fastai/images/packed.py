@@ -115,7 +115,7 @@ def _check_files(path, m):
     if set(m.files) != {_pixels_name(m.plan.compress), *small}:
         raise DataError(f'{path/"manifest.json"}: lists other files than a pack has; {_rebuild}')
     for name, size in m.files.items():
-        found = (path/name).stat().st_size if (path/name).exists() else 0
+        found = (path/name).stat().st_size if (path/name).is_file() else 0
         if found != size:
             raise DataError(f'{path/name}: has {found} bytes instead of {size}; copy it again, or {_rebuild}')
     for name, crc32 in small.items():

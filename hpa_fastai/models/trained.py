@@ -112,7 +112,7 @@ def read_config(
 def _found_weights(run):
     "Paths of all weights in the folds of a run, by their names from its folder"
     files = [o for name in ('', 'arcface/') for o in run.glob(f'fold*/{name}model.safetensors')]
-    return {o.relative_to(run).as_posix(): o for o in files}
+    return {o.relative_to(run).as_posix(): o for o in files if o.is_file()}
 
 def _sha256(file): return hashlib.sha256(file.read_bytes()).hexdigest()
 

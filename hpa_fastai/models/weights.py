@@ -10,7 +10,7 @@ these functions yourself to keep a network that you trained; `cross_validate` an
 __all__ = ['SAFE_TORCH', 'save_weights', 'check_pickle', 'read_weights', 'load_weights']
 
 # %% ../../nbs/30_models.weights.ipynb #cadaf09d
-import zipfile
+import tarfile, zipfile
 from pathlib import Path
 
 import safetensors.torch
@@ -42,6 +42,7 @@ def check_pickle(
     if Version(torch.__version__) < Version(SAFE_TORCH):
         raise DataError(f'{path}: torch {torch.__version__} might run code hidden in such a file; update it to '
                         f'torch {SAFE_TORCH} or later, or convert the file to safetensors')
+    if tarfile.is_tarfile(path): raise DataError(f'{path}: a tar archive; save the weights as safetensors')
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as z: entries = z.infolist()
         if any(o.compress_type != zipfile.ZIP_STORED for o in entries):

@@ -91,6 +91,7 @@ def check_network(
     recipe # A `Recipe`
 ):
     "Check that a recipe's network can be built, and its second one if it has neighbours; raises `DataError`"
+    _check_model_args(recipe)
     second = recipe.neighbours
     if second and second.body in NETWORKS:
         raise DataError(f'recipe {recipe.name}: neighbours take a timm network, such as resnet50, not {second.body}')
