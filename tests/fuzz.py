@@ -469,7 +469,7 @@ def network(box):
     if d.get('weights') != 'none': d['weights'] = rng.choice(['none', str(box.folder/'none.pth')])
     if isinstance(d.get('neighbours'), dict): d['neighbours']['weights'] = 'none'
     box.write(path, damage.to_yaml(d).encode('utf-8', 'replace'), f'{damage.brief(d)}; {done}')
-    box.known |= {'recipe ', body, f'no body {d.get("body")!r}', 'test_resnet', 'no stem', 'no head'}
+    box.known |= {'recipe ', 'none.pth', body, f'no body {d.get("body")!r}', 'test_resnet', 'no stem', 'no head'}
     return lambda: check_network(load_recipe(path))
 
 def _odd_state(state, rng):

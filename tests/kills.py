@@ -5,7 +5,8 @@
 
 A command runs in a fork of this process, which has imported the library already, so that the moments are spread
 over its work. In the end there must be no byte that differs from an undisturbed run, and no file that such a run
-does not leave. Some files hold the time that was taken, and are compared without it: `seconds.json`, the entry `seconds` of
+does not leave. Some files hold the time that was taken, and are compared without it: `seconds.json`, `verified.json`,
+the entry `seconds` of
 `scores.json`, the column `time` of `log.csv`, and the seconds and minutes in `report.html`."""
 import argparse, contextlib, csv, gc, hashlib, io, json, os, random, re, shutil, signal, sys, tempfile, time
 import traceback
@@ -154,7 +155,7 @@ class Running:
 
 def _without_times(path):
     "The bytes of a file, without the times that were taken"
-    if path.name == 'seconds.json': return b''
+    if path.name in ('seconds.json', 'verified.json'): return b''
     if path.name == 'scores.json':
         scores = json.loads(path.read_text())
         return json.dumps({k: v for k, v in scores.items() if k != 'seconds'}).encode()

@@ -91,7 +91,7 @@ def test_a_sample_that_lacks_a_file_is_left_out(tmp_path):
     (tmp_path/'images/b_blue.png').unlink()
     with pytest.raises(DataError, match='b_blue.png: missing'): pack(tmp_path/'images', tmp_path/'pack')
     assert pack(tmp_path/'images', tmp_path/'pack', strict=False).ids == ['a']
-    assert 'b_blue.png' in (tmp_path/'pack.errors.csv').read_text()
+    assert 'the blue stain of this sample is missing' in (tmp_path/'pack.errors.csv').read_text()
 
 def test_no_good_sample_is_an_error(tmp_path, run):
     images = write_images(tmp_path/'images', 3, bad=range(3))

@@ -30,7 +30,7 @@ from ..images.samples import composite, resize_rgby
 from ..models.trained import read_config
 from ..train.intervals import bootstrap
 from ..decide.rules import constant_floor
-from ..explain.plots import plot_confusion_matrix, plot_logs
+from ..explain.plots import plot_confusion_matrix, plot_logs, read_log
 from .folder import RunFolder
 
 # %% ../../nbs/79_runs.report.ipynb #4512797f
@@ -252,12 +252,12 @@ _setting_files = [('Recipe', 'recipe.yaml'), ('Ensemble', 'ensemble.json'), ('Ne
 
 def _run_settings(path, whose=''):
     "Learning curves and settings of one run, folded"
-    logs = [pd.read_csv(o) for o in sorted(path.glob('fold*/log.csv'))]
+    logs = [read_log(o) for o in sorted(path.glob('fold*/log.csv'))]
     curves = [_plot(lambda: plot_logs(logs), 'losses and metrics over the epochs')] if logs else []
     parts = [_fill('fold_out', title=f'Learning curves{whose}', content=o) for o in curves]
     for name, file in _setting_files:
         if not (path/file).exists(): continue
-        text = Pre((path/file).read_text(encoding='utf-8'))
+        text = Pre((path/file).read_text(encoding='utf-8', errors='replace'))
         parts.append(_fill('fold_out', title=f'{name}{whose}', content=text))
     return parts
 
