@@ -252,3 +252,14 @@ def test_damaged_files_are_one_line(tmp_path):
         (tmp_path/'a.ome.tif').write_bytes(data[:rng.integers(8, len(data))] if k % 2 else data)
         try: open_rgby(tmp_path/'a.ome.tif', channels=is_cy5)
         except DataError as e: assert len(str(e).splitlines()) == 1
+
+def test_a_sample_that_lacks_a_stain(tmp_path):
+    "It is an error, or if you are not strict, one of its own; where all lack the same, names are meant otherwise"
+    for c in CHANNELS: Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path/f'a_{c}.png')
+    for c in ('green', 'blue'): Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path/f'b_{c}.png')
+    with pytest.raises(DataError, match='b_red.png: missing'): find_samples(tmp_path)
+    found = find_samples(tmp_path, strict=False)
+    assert list(found) == ['a', 'b'] and open_rgby(found['a']).shape == (8, 8, 4)
+    with pytest.raises(DataError, match='the red stain of this sample is missing'): open_rgby(found['b'])
+    for c in CHANNELS: (tmp_path/f'a_{c}.png').unlink()
+    with pytest.raises(DataError, match='b_red.png: missing'): find_samples(tmp_path, strict=False)

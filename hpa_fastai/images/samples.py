@@ -226,6 +226,7 @@ def find_samples(
     found = layout.whole | layout.split
     if not found: raise _no_samples(folder, layout)
     wanted = list(found) if ids is None else list(ids)
+    strict = strict or all(isinstance(o, dict) and set(CHANNELS[:3]) - set(o) for o in found.values())
     for i in wanted:
         if strict or i not in found: _check_sample(folder, i, found.get(i), layout, channels)
     samples = {i: found[i] for i in wanted}
@@ -240,10 +241,8 @@ def _pad_to_square(img):
     "Add black on both ends of the shorter side"
     h, w = img.shape[:2]
     side = max(h, w)
-    square = np.zeros((side, side, img.shape[2]), img.dtype)
     top, left = (side - h)//2, (side - w)//2
-    square[top:top + h, left:left + w] = img
-    return square
+    return np.pad(img, ((top, side - h - top), (left, side - w - left), (0, 0)))
 
 # %% ../../nbs/10_images.samples.ipynb #f7936cca
 def resize_rgby(
