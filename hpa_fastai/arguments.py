@@ -123,7 +123,9 @@ def set_changes(
     text # What was given for `--set`; None if nothing was
 ) -> dict: # New values by name, as text
     "What `--set` changes; raises `UsageError`"
-    pairs = [re.split(r',(?=[\w.]+=)', o) for o in shlex.split(text or '')]
+    try: words = shlex.split(text or '')
+    except ValueError as e: raise UsageError(f"--set '{text}': {str(e).lower()}; write KEY=VALUE") from None
+    pairs = [re.split(r',(?=[\w.]+=)', o) for o in words]
     changes = dict(o.partition('=')[::2] for pair in pairs for o in pair)
     if '' in changes or '' in changes.values():
         raise UsageError(f"--set '{text}': write KEY=VALUE, with spaces between the pairs and none around =")

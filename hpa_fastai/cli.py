@@ -13,7 +13,9 @@ __all__ = ['command', 'hpa_simulate', 'hpa_download', 'hpa_merge', 'hpa_pack', '
 # %% ../nbs/90_cli.ipynb #cadaf09d
 import os, signal, sys, warnings
 from contextlib import suppress
+from csv import DictReader
 from functools import partial, wraps
+from importlib.resources import files
 from inspect import signature
 from pathlib import Path
 
@@ -197,23 +199,22 @@ def hpa_train(
     print(f'The whole story: {write_report(out, packs=packs)}')
 
 # %% ../nbs/90_cli.ipynb #84c53ddd
-def _pixels(recipe):
-    "Pixels that the networks of a recipe are shown for each image of the data set, in all folds"
-    shown = [(o.epochs, o.size or recipe.crop or recipe.size) for o in recipe.phases]
-    if recipe.neighbours: shown.append((recipe.neighbours.epochs, recipe.neighbours.size))
-    return (recipe.folds - 1)*sum(epochs*side**2 for epochs, side in shown)
+def _cost(recipe, counted):
+    "Gigabytes of a training step, and hours of training, of a recipe whose network was counted"
+    side, million, gflop, kept_mb = (float(counted[o]) for o in ('side', 'million', 'gflop', 'kept_mb'))
+    passes = (recipe.folds - 1)*sum(o.epochs*((o.size or side)/side)**2 for o in recipe.phases)
+    return (16*million + recipe.bs*kept_mb)/1000, 31072*passes*gflop/20_000/3600
 
 def _cost_table():
-    "Text that lists what all recipes cost, relative to `default`"
+    "Text that lists what all recipes cost"
     from hpa_fastai.runs.recipes import RECIPES
-    unit = _pixels(RECIPES['default'])
-    rows = [(o.name, o.body, o.size, o.crop or '–', o.folds, sum(phase.epochs for phase in o.phases),
-             f'{_pixels(o)/unit:.1f}') for o in RECIPES.values()]
-    heading = 'recipe', 'body', 'size', 'crop', 'folds', 'epochs', 'pixels'
-    lines = ['{:32}{:26}{:>6}{:>6}{:>6}{:>8}{:>8}'.format(*o) for o in [heading, *rows]]
-    note = 'pixels: shown in training, all folds together, relative to default; a larger body takes longer for each'
-    return '\n'.join([*lines, note])
-
+    with (files('hpa_fastai')/'assets/recipe_costs.csv').open(encoding='utf-8') as f:
+        costs = {o['recipe']: _cost(RECIPES[o['recipe']], o) for o in DictReader(f)}
+    rows = [(o.name, o.body, o.size, o.crop or '–', o.folds, sum(phase.epochs for phase in o.phases), o.bs,
+             *('{:.1f}'.format(n) for n in costs[o.name])) for o in RECIPES.values()]
+    heading = 'recipe', 'body', 'size', 'crop', 'folds', 'epochs', 'bs', 'GB', 'hours'
+    lines = ['{:32}{:26}{:>6}{:>6}{:>6}{:>8}{:>5}{:>7}{:>8}'.format(*o) for o in [heading, *rows]]
+    return '\n'.join([*lines, 'GB and hours: counted, for 31,072 images on a GPU that does 20 TFLOP/s'])
 
 # %% ../nbs/90_cli.ipynb #61739c93
 @command()

@@ -371,3 +371,16 @@ def test_any_text_is_a_recipe_or_one_line(tmp_path):
         (tmp_path/'mine.yaml').write_text(''.join(text))
         try: Recipe.load(tmp_path/'mine.yaml')
         except DataError as e: assert '\n' not in str(e)
+
+def test_costs_are_those_of_the_networks():
+    "`hpa-recipes` quotes a table that benchmarks/recipe_costs.py writes"
+    from csv import DictReader
+    from importlib.util import module_from_spec, spec_from_file_location
+    root = Path(__file__).parents[1]
+    spec = spec_from_file_location('recipe_costs', root/'benchmarks/recipe_costs.py')
+    spec.loader.exec_module(counting := module_from_spec(spec))
+    with open(root/'hpa_fastai/assets/recipe_costs.csv', encoding='utf-8') as f:
+        rows = {o['recipe']: o for o in DictReader(f)}
+    assert list(rows) == list(RECIPES)
+    for name in ('demo', 'gapnet'):
+        assert {k: str(v) for k, v in counting.row(RECIPES[name]).items()} == rows[name]

@@ -39,13 +39,15 @@ _anew = 'delete it and predict again'
 
 def _read_table(path, labels):
     "Table of Ids and probabilities, each column of the type that `write_probs` gives it"
-    try: df = pd.read_parquet(path)
+    try:
+        df = pd.read_parquet(path)
+        ids = list(df.Id) if 'Id' in df else []   # decoded now
     except FileNotFoundError: raise DataError(f'{path}: no such file; predict first') from None
     except Exception as e: raise DataError(f'{path}: not a readable Parquet file ({type(e).__name__}); {_anew}') from None
     if list(df.columns) != ['Id', *labels]:
         raise DataError(f'{path}: its columns are not Id and the {len(labels)} labels; '
                         'it was written for another label list')
-    if not all(isinstance(o, str) for o in df.Id) or df.Id.duplicated().any():
+    if not all(isinstance(o, str) for o in ids) or len(set(ids)) < len(ids):
         raise DataError(f'{path}: its Ids are not texts of which each occurs once; {_anew}')
     if any(o != np.float32 for o in df.dtypes.iloc[1:]): raise DataError(f'{path}: its values are no float32; {_anew}')
     return df

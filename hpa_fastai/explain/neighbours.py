@@ -273,7 +273,7 @@ def read_known(
 def _read_features(file, n):
     "Embeddings of `n` images"
     try: found = np.array(np.load(file, mmap_mode='r', allow_pickle=False))   # mapped first: is it as long as it says?
-    except (ValueError, EOFError, OSError): raise DataError(f'{file}: not readable; delete it, and {_again}') from None
+    except Exception: raise DataError(f'{file}: not readable; delete it, and {_again}') from None
     if found.ndim == 2 and found.dtype == np.float16 and len(found) == n and np.isfinite(found).all(): return found
     raise DataError(f'{file}: {found.shape} {found.dtype} for {n} images; delete it, and {_again}')
 

@@ -141,7 +141,7 @@ def _png_bits(head):
     "The significant bits that a PNG tells in its first bytes"
     before = head.partition(b'IDAT')[0]
     at = before.find(b'sBIT')
-    return before[at + 4] if 0 <= at < len(before) - 4 else None
+    return before[at + 4] if 0 <= at < len(before) - 4 and 1 <= before[at + 4] <= 16 else None
 
 def _opaque(a):
     "The planes in front of one of opacity"

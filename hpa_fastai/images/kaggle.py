@@ -148,7 +148,8 @@ def keep_folds(
     "Make the folds of a run once, and read them afterwards; raises `DataError`"
     path, train = Path(path), data.train
     if not path.exists():
-        folds = _make_folds(data, pack, validation, n_folds, seed)
+        try: folds = _make_folds(data, pack, validation, n_folds, seed)
+        except DataError as e: raise DataError(f'{data.path}: {e}') from None
         with whole_file(path) as tmp: folds.to_csv(tmp, index=False)
     return _checked_folds(path, fold_numbers(_read_folds(path, train), path=path), data.scored)
 

@@ -154,7 +154,7 @@ def _read(self:Checkpoint):
     checked(state, _State, self.file, restart)
     for k, now in self._kind.items():
         then = state['kind'].get(k)
-        if then == now: continue
+        if type(then) is type(now) and str(then) == str(now): continue   # a damaged file may hold anything
         what = 'other layers' if k == 'shapes' else f'{k}: {then} in the file, {now} in this fit'
         raise DataError(f'{self.file}: saved by another fit ({what}). {restart}, or choose another file.')
     if not len(state['values']) == len(state['seconds']) <= self.n_epoch:
