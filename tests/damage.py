@@ -180,7 +180,7 @@ def spoil_yaml(data, rng):
     "YAML (bytes) with other values, or no longer YAML; the new bytes and what was done"
     import yaml
     way = rng.random()
-    if way < .1: return spoil_text(data.decode(), rng)
+    if way < .1 or b': &' in data: return spoil_text(data.decode('utf-8', 'replace'), rng)   # not a bomb unfolded
     if way < .2:
         text = rng.choice(yaml_texts)
         if rng.random() < .3: text = data.decode() + '\n' + text

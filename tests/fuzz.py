@@ -482,7 +482,7 @@ def _odd_state(state, rng):
                turned=lambda: t.T if t.ndim == 2 else t[None],
                none=lambda: None, number=lambda: 3, text=lambda: 'x', list=lambda: [1., 2.],
                scalar=lambda: torch.tensor(1.),
-               nothing=lambda: t[:0] if t.ndim else torch.zeros(0), view=lambda: torch.zeros(1).expand(t.shape),
+               nothing=lambda: t[:0] if t.ndim else torch.zeros(0), view=lambda: torch.zeros(()).expand(t.shape),
                sparse=lambda: t.to_sparse(),
                inner=lambda: {'a': t}, meta=lambda: t.to('meta'),
                huge=lambda: torch.zeros(1).expand(100_000, 100_000))
