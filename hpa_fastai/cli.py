@@ -37,9 +37,11 @@ def _quieten():
 # %% ../nbs/90_cli.ipynb #6e574f4a
 def _ending(e):
     "Message and exit status for what ends a command early; None for an error of ours"
+    chain = [e]   # an interrupted library may end with an error of its own
+    while chain[-1].__context__: chain.append(chain[-1].__context__)
     data_error = getattr(sys.modules.get('hpa_fastai.labels'), 'DataError', UsageError)
+    if any(isinstance(o, KeyboardInterrupt) for o in chain): return 'stopped; the same command goes on from here', 130
     if isinstance(e, (UsageError, data_error)): return str(e).splitlines()[-1].strip(), 2   # fastai adds lines
-    if isinstance(e, KeyboardInterrupt): return 'stopped; the same command goes on from here', 130
     if isinstance(e, BrokenPipeError): return '', 141
     if isinstance(e, OSError) and e.filename: return f'{e.filename}: {e.strerror}; choose another place', 2
 
