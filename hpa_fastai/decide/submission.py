@@ -123,5 +123,5 @@ def check_submission(
         df_train = read_labels(train, labels)
         if 'train_only' in df_train: df_train = df_train[~yes_rows(df_train, 'train_only', train)]
         targets = df_train.Target
-        out['expected'] = np.round(label_counts(targets, labels).images/len(targets)*len(df)).astype(int)
+        out['expected'] = np.round(label_counts(targets, labels).images/max(len(targets), 1)*len(df)).astype(int)
     return out

@@ -106,6 +106,8 @@ def _read_manifest(path):
         raise DataError(f'{file}: damaged or edited by hand (wrong checksum); {_rebuild}')
     if found.channels != list(CHANNELS) or len(set(found.plan.ids)) < len(found.plan.ids):
         raise DataError(f'{file}: lists other channels than {", ".join(CHANNELS)}, or an Id twice; {_rebuild}')
+    if any(not o.isprintable() for o in found.plan.ids):   # nor is half a character
+        raise DataError(f'{file}: lists an Id that cannot be printed; {_rebuild}')
     return found
 
 # %% ../../nbs/11_images.packed.ipynb #6470dba6

@@ -91,7 +91,7 @@ class EnsembleConfig(Schema):
 
 def _members(run, above=()):
     "Folders of the runs that an ensemble combines, whether they exist or not; none for any other run"
-    file, here = Path(run)/'ensemble.json', Path(run).resolve()
+    file, here = Path(run)/'ensemble.json', Path(os.path.realpath(run))
     if not file.exists(): return []
     if here in above: raise DataError(f'{file}: combines itself; run hpa-ensemble again')
     config = read_checked(file, EnsembleConfig, 'run hpa-ensemble again')
