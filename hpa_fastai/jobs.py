@@ -36,7 +36,7 @@ def source_name(
 
 def file_stamps(
     samples:dict # Id → source
-) -> pd.DataFrame: # Id (a text), n (number of the file in its sample), file (its name, and how it is read), size in bytes, time in ns
+) -> pd.DataFrame: # Id (text), n (number of the file), file (name, and how it is read), size (bytes), time (ns)
     "Note what can be known of the samples' files without opening them"
     found = []
     for i, source in samples.items():

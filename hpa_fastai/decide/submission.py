@@ -43,7 +43,8 @@ def _read_table(path, labels):
         df = pd.read_parquet(path)
         ids = list(df.Id) if 'Id' in df else []   # decoded now
     except FileNotFoundError: raise DataError(f'{path}: no such file; predict first') from None
-    except Exception as e: raise DataError(f'{path}: not a readable Parquet file ({type(e).__name__}); {_anew}') from None
+    except Exception as e:
+        raise DataError(f'{path}: not a readable Parquet file ({type(e).__name__}); {_anew}') from None
     if list(df.columns) != ['Id', *labels]:
         raise DataError(f'{path}: its columns are not Id and the {len(labels)} labels; '
                         'it was written for another label list')

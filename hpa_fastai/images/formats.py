@@ -127,8 +127,8 @@ def _read_tiff(path, pixels):
         except (ValueError, ImportError) as e:
             a = _by_pillow(path, shape)
             if a is None:
-                raise DataError(f'is compressed with {f.pages[0].compression.name}, which needs the package imagecodecs; '
-                                'run `pip install imagecodecs`, or save it without compression') from e
+                raise DataError(f'is compressed with {f.pages[0].compression.name}; run `pip install imagecodecs` to read it, '
+                                'or save it without compression') from e
     plane = axes.find(info.axis) if info.planes > 1 else None
     if plane is not None: a = np.moveaxis(a, plane, -1)
     return info, a.reshape(info.height, info.width, info.planes)

@@ -95,9 +95,11 @@ def check_network(
     second = recipe.neighbours
     if second and second.body in NETWORKS:
         raise DataError(f'recipe {recipe.name}: neighbours take a timm network, such as resnet50, not {second.body}')
-    if second: rgby_model(second.body, stem=recipe.stem, head='linear', weights=second.weights)
-    model = rgby_model(recipe.body, stem=recipe.stem, head=recipe.head, weights=recipe.weights,
-                       stains=recipe.stains or None, **recipe.model_args)
+    try:
+        if second: rgby_model(second.body, stem=recipe.stem, head='linear', weights=second.weights)
+        model = rgby_model(recipe.body, stem=recipe.stem, head=recipe.head, weights=recipe.weights,
+                           stains=recipe.stains or None, **recipe.model_args)
+    except DataError as e: raise DataError(f'recipe {recipe.name}: {e}') from None
     if recipe.masks and not hasattr(model[0], 'mask_logits'):
         raise DataError(f'recipe {recipe.name}: {recipe.body} finds no masks; leave masks out, or take gapnet_mask')
 
