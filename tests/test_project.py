@@ -92,8 +92,8 @@ def imports(name, path):
 def test_numbers_are_the_order_of_the_book():
     "Notebooks carry the dotted name of their module; no two share a number"
     chapters = [nb for nb in notebooks if nb.parent == root/'nbs' and module_of(nb)]
-    assert all(nb.stem == f'{nb.stem[:2]}_{module_of(nb)}' for nb in chapters)
-    assert len({nb.stem[:2] for nb in chapters}) == len(chapters)
+    assert all(nb.stem == f'{nb.stem[:3]}_{module_of(nb)}' for nb in chapters)
+    assert len({nb.stem[:3] for nb in chapters}) == len(chapters)
     assert {module_of(nb) for nb in chapters} == set(modules)
 
 def test_imports_go_downstairs():
