@@ -25,7 +25,7 @@ from hpa_fastai.simulate.layers import compose, draw_layers, Layers
 from hpa_fastai.workers import ordered_map
 
 HERE = Path(__file__).resolve().parent.parent
-UM, SIDE = .34, 192 # µm per pixel and side of the images that it learns from
+UM, SIDE = .34, 160 # µm per pixel and side of the images that it learns from
 PER_FILE = 128
 COMMON = 0, 25 # Nucleoplasm and Cytosol are drawn in every field; of the others, six at a time
 
@@ -51,8 +51,10 @@ def draw_file(work, k):
     return planes_file
 
 class ComposedBatches(torch.utils.data.Dataset):
-    "Batches composed from drawn fields; batch `i` depends on the seed and on `i` alone"
-    def __init__(self, files, steps, bs, seed): self.files, self.steps, self.bs, self.seed, self.read = files, steps, bs, seed, {}
+    "Batches composed from drawn fields; clear ones first; batch `i` depends on seed and `i` alone"
+    def __init__(self, files, steps, last, bs, seed):
+        self.files, self.steps, self.last, self.bs, self.seed, self.read = files, steps, last, bs, seed, {}
+
     def __len__(self): return len(self.steps)
 
     def fields(self, k):
@@ -62,16 +64,17 @@ class ComposedBatches(torch.utils.data.Dataset):
             self.read[k] = np.load(self.files[k], mmap_mode='r'), notes['labels'], notes['um']
         return self.read[k]
 
-    def one(self, rng):
+    def one(self, rng, how_wide):
         "An image and its labels"
         planes, labels, um = self.fields(int(rng.integers(len(self.files))))
         i = int(rng.integers(PER_FILE))
-        return compose(Layers(planes[i], labels[i][labels[i] < 255], float(um[i])), rng, SIDE, UM)
+        return compose(Layers(planes[i], labels[i][labels[i] < 255], float(um[i])), rng, SIDE, UM, how_wide)
 
     def __getitem__(self, i):
         cv2.setNumThreads(1)
         rng = np.random.default_rng([self.seed, self.steps[i]])
-        images, labels = zip(*(self.one(rng) for _ in range(self.bs)))
+        how_wide = min(1., .15 + self.steps[i]/self.last/.5)
+        images, labels = zip(*(self.one(rng, how_wide) for _ in range(self.bs)))
         targets = torch.zeros(self.bs, len(LABELS))
         for row, shown in zip(targets, labels): row[shown] = 1 # no label where the cells in view happen to be silent
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), targets
@@ -79,6 +82,13 @@ class ComposedBatches(torch.utils.data.Dataset):
 def rate(step, steps):
     "Share of the highest learning rate: up at once, level, and down in the last three tenths"
     return min(1, (step + 1)/300)*min(1, max(.002, (steps - step)/(.3*steps)))
+
+def loss_of(logits, y):
+    "Binary cross-entropy, and the softmax kind for the images that have labels"
+    each = F.binary_cross_entropy_with_logits(logits, y*.95 + .01)*len(LABELS)
+    n = y.sum(1, keepdim=True)
+    some = -(y/n.clamp_min(1)*logits.log_softmax(1)).sum()/n.count_nonzero().clamp_min(1)
+    return each + some
 
 def train(files, work, steps, bs, lr, seed, workers, device):
     "The averaged network after so many steps, and the hours of training"
@@ -95,13 +105,13 @@ def train(files, work, steps, bs, lr, seed, workers, device):
         for k, o in parts.items(): o.load_state_dict(kept[k])
         done, hours = kept['done'], kept['hours']
         print(f'goes on after {done} of {steps} steps', flush=True)
-    batches = ComposedBatches(files, range(done, steps), bs, seed)
+    batches = ComposedBatches(files, range(done, steps), steps, bs, seed)
     start = time.time()
     model.train()
     for step, (x, y) in enumerate(torch.utils.data.DataLoader(batches, None, num_workers=workers), done + 1):
         x, y = x.to(device).float()/255, y.to(device)
         with torch.autocast(device, torch.bfloat16): logits = model(x.contiguous(memory_format=torch.channels_last))
-        loss = F.binary_cross_entropy_with_logits(logits.float(), y*.95 + .01)*len(LABELS)
+        loss = loss_of(logits.float(), y)
         opt.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.)
@@ -132,9 +142,9 @@ def main():
     p.add_argument('--work', type=Path, default=Path('data/simulated_network'), help='folder for fields and checkpoint (6.6 GB)')
     p.add_argument('--out', type=Path, default=HERE/'hpa_fastai/assets/simulated', help='folder of the network')
     p.add_argument('--files', type=int, default=64, help=f'files of {PER_FILE} fields')
-    p.add_argument('--steps', type=int, default=12_000)
+    p.add_argument('--steps', type=int, default=11_000)
     p.add_argument('--bs', type=int, default=32)
-    p.add_argument('--lr', type=float, default=2e-3)
+    p.add_argument('--lr', type=float, default=3e-3)
     p.add_argument('--seed', type=int, default=1)
     p.add_argument('--workers', type=int, default=1, help='processes that compose images')
     p.add_argument('--threads', type=int, default=1, help="PyTorch's threads")

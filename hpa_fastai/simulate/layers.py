@@ -11,7 +11,7 @@ ships with this library learnt from such images alone."""
 # %% auto #0
 __all__ = ['WIDE_LINES', 'MARKERS', 'Layers', 'draw_layers', 'compose']
 
-# %% ../../nbs/885_simulate.layers.ipynb #0cb30b67
+# %% ../../nbs/885_simulate.layers.ipynb #c7d763c4
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -26,14 +26,14 @@ from .layout import draw_layout
 from .stains import draw_stains
 from .patterns import normalise_bright, PATTERNS
 
-# %% ../../nbs/885_simulate.layers.ipynb #46ba4ab4
+# %% ../../nbs/885_simulate.layers.ipynb #d6e8c609
 WIDE_LINES = CELL_LINES | dict(
     large=CellLine((7., 13.), (8., 22.), (1., 2.4), (3, 7), (1500, 6000), .05),
     tight=CellLine((4., 8.5), (3., 9.), (1., 1.8), (5, 9), (250, 800), .06),
     lone=CellLine((5., 11.), (5., 18.), (1., 2.6), (2, 7), (3000, 12000), .06)
 )
 
-# %% ../../nbs/885_simulate.layers.ipynb #b98c4dc1
+# %% ../../nbs/885_simulate.layers.ipynb #10f39404
 MARKERS = 'red', 'blue', 'yellow'
 
 class Layers(NamedTuple):
@@ -42,7 +42,7 @@ class Layers(NamedTuple):
     labels: np.ndarray # Numbers of the labels, (labels,)
     um: float # µm per pixel
 
-# %% ../../nbs/885_simulate.layers.ipynb #25542dde
+# %% ../../nbs/885_simulate.layers.ipynb #5a06a6ca
 def _line(rng, needs):
     "A cell line that has room for what the patterns need"
     round_too = 'line' not in needs
@@ -72,7 +72,7 @@ def draw_layers(
     planes += [np.minimum(layout.cells, 255).astype(np.uint8), *map(_as_plane, bright)]
     return Layers(np.stack(planes), np.array([i for i, yes in zip(labels, seen) if yes], np.uint8), layout.um)
 
-# %% ../../nbs/885_simulate.layers.ipynb #fd891c93
+# %% ../../nbs/885_simulate.layers.ipynb #7edea1b8
 @lru_cache
 def _noise():
     "A long row of normal numbers, to begin anywhere in"
@@ -109,10 +109,10 @@ def _perhaps(rng, p, most):
     "Amount of something that is there with probability `p`: mostly little, at most `most`"
     return np.float32(most*rng.random()**2) if rng.random() < p else 0
 
-# %% ../../nbs/885_simulate.layers.ipynb #201b11b2
+# %% ../../nbs/885_simulate.layers.ipynb #5f838b2c
 def _look(rng, layers, row, size, um):
     "Matrix of a random view of what the layer `row` shows: place, angle, mirror, magnification"
-    zoom = max(layers.um/um*np.exp(rng.uniform(-.28, .28)), .55)
+    zoom = max(layers.um/um*np.exp(rng.uniform(-.22, .22)), .55)
     turn = rng.uniform(0, 2*np.pi)
     a = zoom*np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     a = a @ np.diag([rng.choice([-1, 1])*np.exp(rng.normal(0, .07)), 1])
@@ -126,7 +126,7 @@ def _look(rng, layers, row, size, um):
 def _warped(plane, view, size, how=cv2.INTER_LINEAR):
     return cv2.warpAffine(plane, view, (size, size), flags=how, borderMode=cv2.BORDER_REFLECT_101)
 
-# %% ../../nbs/885_simulate.layers.ipynb #cdf59948
+# %% ../../nbs/885_simulate.layers.ipynb #94cb8657
 class _Cells:
     "Amounts that differ from cell to cell"
     def __init__(self, rng, numbers): self.rng, self.numbers, self.n = rng, numbers, int(numbers.max()) + 1
@@ -137,7 +137,7 @@ class _Cells:
         each[0] = 1
         return each[self.numbers]
 
-# %% ../../nbs/885_simulate.layers.ipynb #40a420c6
+# %% ../../nbs/885_simulate.layers.ipynb #1ed6fc83
 def _choose(rng, labels):
     "Rows of the layers that are shown together: one label, often two, rarely three"
     common = np.flatnonzero(np.isin(labels, (0, 25)))
@@ -148,14 +148,14 @@ def _choose(rng, labels):
     if rng.random() < .15: rows.append(rng.choice(len(labels)))
     return list(dict.fromkeys(map(int, rows)))
 
-# %% ../../nbs/885_simulate.layers.ipynb #1a1a43db
-def _protein(rng, patterns, cells, size):
+# %% ../../nbs/885_simulate.layers.ipynb #9190c0cb
+def _protein(rng, patterns, cells, size, how_wide=1.):
     "Light of the protein, each pattern by itself"
-    silent = rng.uniform(.1, .7) if rng.random() < .3 else 0
-    in_cell = cells.amounts(rng.uniform(.05, .9), silent)
+    silent = rng.uniform(.1, .7) if rng.random() < .3*how_wide else 0
+    in_cell = cells.amounts(how_wide*rng.uniform(.05, .9), silent)
     out = []
     for a in patterns:
-        if rng.random() < .6: a = a*_texture(rng, size, .6)
+        if rng.random() < .6: a = a*_texture(rng, size, .1 + .5*how_wide)
         out.append(np.float32(rng.uniform(.35, 1))*a*cells.amounts(rng.uniform(0, .5))*in_cell)
     return out
 
@@ -178,7 +178,7 @@ def _unlabelled(rng, f, cells, size, nucleus_too):
     if rng.random() < .25: out += _dirt(rng, cells, size)
     return out
 
-# %% ../../nbs/885_simulate.layers.ipynb #3cfd36e3
+# %% ../../nbs/885_simulate.layers.ipynb #816a7192
 def _markers(rng, f, cells, size):
     "Light of red, blue and yellow: with haze, of one another, of another texture"
     red, blue, yellow = f['red'], f['blue'], f['yellow']
@@ -195,7 +195,7 @@ def _markers(rng, f, cells, size):
     return (red*cells.amounts(rng.uniform(0, .5)), blue*cells.amounts(rng.uniform(0, .35)),
             yellow*cells.amounts(rng.uniform(0, .5)))
 
-# %% ../../nbs/885_simulate.layers.ipynb #a544055c
+# %% ../../nbs/885_simulate.layers.ipynb #b0dc1b1c
 def _blurred(rng, light, psf, um):
     "Through the microscope: out-of-focus light, point spread"
     if rng.random() < .5:
@@ -218,14 +218,14 @@ def _stored(rng, light):
     curve = np.linspace(0, 2, 4096)**np.exp(rng.uniform(-.35, .45))*rng.uniform(.25, 1.3)
     return (curve.clip(0, 1)*255 + .5).astype(np.uint8)[levels]
 
-def _taken(rng, light, psf, um, protein):
-    "One channel of an image, uint8"
+def _taken(rng, light, psf, um, fewest):
+    "One channel of an image, uint8; `fewest` photons in the brightest parts"
     light = _blurred(rng, light, psf, um)
     top = max(float(np.quantile(light[::3, ::3], rng.uniform(.985, .9995))), .12*float(light.max()), 1e-3)
-    photons = np.exp(rng.uniform(*np.log([4 if protein else 12, 600])))
+    photons = np.exp(rng.uniform(*np.log([fewest, 600])))
     return _stored(rng, _counted(rng, light/np.float32(top), photons))
 
-# %% ../../nbs/885_simulate.layers.ipynb #961b17ad
+# %% ../../nbs/885_simulate.layers.ipynb #8bd9c8dd
 def _jpeg(rng, a):
     "After a JPEG file"
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 95))]
@@ -236,12 +236,13 @@ def _missing(rng):
     u = rng.random()
     return 3 if u < .22 else 0 if u < .26 else None
 
-# %% ../../nbs/885_simulate.layers.ipynb #b833a483
+# %% ../../nbs/885_simulate.layers.ipynb #2618153c
 def compose(
     layers, # `Layers`
     rng, # numpy's random generator
-    size:int=192, # Pixels on each side; about four fifths of the layers' or fewer
-    um:float=.34 # µm per pixel, about
+    size:int=160, # Pixels on each side; about four fifths of the layers' or fewer
+    um:float=.34, # µm per pixel, about
+    how_wide:float=1. # How much images differ, from 0 (clear ones) to 1
 ) -> tuple: # Image (size, size, 4) uint8 and the numbers of its labels
     "Make one of the many images that a field's layers can give"
     rows = _choose(rng, layers.labels)
@@ -250,13 +251,14 @@ def compose(
     needed = [*layers.planes[:5], *layers.planes[[6 + o for o in rows]]]
     light = [_warped(o, view, size)*np.float32(1/255) for o in needed]
     f = dict(zip((*MARKERS, 'nucleus', 'thick'), light))
-    patterns = _protein(rng, light[5:], cells, size)
+    patterns = _protein(rng, light[5:], cells, size, how_wide)
     levels = [a[::2, ::2].max() for a in patterns]
     shown = [int(layers.labels[o]) for o, level in zip(rows, levels) if level > .2*max(*levels, .5)]
-    green = sum(patterns) + max(max(levels), .3)*_unlabelled(rng, f, cells, size, 0 not in shown)
+    green = sum(patterns) + how_wide*max(*levels, .3)*_unlabelled(rng, f, cells, size, 0 not in shown)
     red, blue, yellow = _markers(rng, f, cells, size)
-    psf = np.exp(rng.uniform(*np.log([.1, .42])))
-    image = [_taken(rng, o, psf, um, k == 1) for k, o in enumerate((red, green, blue, yellow))]
+    psf = np.exp(rng.uniform(*np.log([.1, .15 + .23*how_wide])))
+    fewest = np.exp(np.interp(how_wide, [0, 1], np.log([60, 5])))
+    image = [_taken(rng, o, psf, um, fewest*(1 if k == 1 else 3)) for k, o in enumerate((red, green, blue, yellow))]
     if rng.random() < .15: image = [_jpeg(rng, o) for o in image]
     missing = _missing(rng)
     if missing is not None: image[missing][:] = 0
