@@ -17,7 +17,7 @@ from ..labels import CHANNELS, DataError
 from .layouts import absent_stains, OTHER_SUFFIXES, plain_name, Slices
 from .formats import image_info
 from .intensity import find_bits, find_limits, needs_bits, plate_of
-from .sources import first_file, pixel_size, planes_of, read_stains, Source
+from .sources import first_file, pixel_size, planes_of, read_stains, Source, stains_in
 from .stacks import StackError
 
 # %% ../../nbs/097_images.assumptions.ipynb #f06cba87
@@ -122,7 +122,7 @@ def set_um(
 def _look_into(source, channels, strict):
     "The stains that a sample has, and the `ImageInfo` of a whole file; None for a file that can't be read"
     files = source.files
-    if isinstance(files, dict): return [c for c in files if c not in absent_stains(channels)], None
+    if isinstance(files, dict): return [c for c in stains_in(files) if c not in absent_stains(channels)], None
     path = first_file(files)
     try: info = image_info(path, source.image)
     except DataError as e:

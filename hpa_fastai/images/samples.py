@@ -19,11 +19,11 @@ from fastai.vision.all import TensorImage, get_grid, show_image, to_np
 
 from ..labels import CHANNELS, DataError
 from hpa_fastai.images.layouts import (
-    absent_stains, end_names, name_table, NONE, OTHER_SUFFIXES, parse_channels, plain_name, read_layout
+    absent_stains, COMPOSITE, end_names, name_table, NONE, OTHER_SUFFIXES, parse_channels, plain_name, read_layout
 )
 from .formats import FORMATS, image_info, images_in
 from .intensity import INTENSITIES
-from .sources import first_file, open_channel, open_rgby, pixel_size, Source
+from .sources import first_file, open_channel, open_rgby, pixel_size, Source, stains_in
 from .assumptions import folder_bits, Samples, say_assumed, set_limits, set_um
 from .stacks import StackError
 
@@ -72,7 +72,7 @@ def _grey_stems(layout):
 def _check_sample(folder, sid, source, layout, channels):
     "Refuse a sample that is not there, or that lacks a stain other than yellow"
     if source is None: raise DataError(f'{folder}: no image of {sid}; expected {sid}_red.png and its siblings')
-    missing = [c for c in CHANNELS[:3] if isinstance(source, dict) and c not in source]
+    missing = [c for c in CHANNELS[:3] if isinstance(source, dict) and c not in stains_in(source)]
     missing = [c for c in missing if c not in absent_stains(channels)]
     if not missing: return
     files = [o.relative_to(folder) for o in source.values()]
@@ -134,7 +134,7 @@ def find_samples(
     if not found: raise _no_samples(folder, layout)
     wanted = list(found) if ids is None else list(ids)
     needed = {*CHANNELS[:3]} - {*absent_stains(channels)}
-    strict = strict or all(isinstance(o, dict) and needed - set(o) for o in found.values())
+    strict = strict or all(isinstance(o, dict) and needed - set(stains_in(o)) for o in found.values())
     for i in wanted:
         if strict or i not in found: _check_sample(folder, i, found.get(i), layout, channels)
     if ids is None and layout.left: print(f'{folder.resolve().name}: {_left_out(layout.left)}')
@@ -145,7 +145,8 @@ def find_samples(
     elif bits is None: bits = folder_bits(folder, samples)
     for i, o in samples.items():
         o = o._replace(bits=bits)
-        samples[i] = o if o.how or o.um or channels else o.files
+        is_plain = not (o.how or o.um or channels or isinstance(o.files, dict) and COMPOSITE in o.files)
+        samples[i] = o.files if is_plain else o
     return samples
 
 def _check_options(bits, um, intensity):

@@ -30,8 +30,8 @@ def rescale(
     h, w = (max(1, round(o*um/to_um)) for o in img.shape[:2])
     if (h, w) == img.shape[:2]: return img
     if h*w > MAX_PIXELS:
-        raise DataError(f'an image of {img.shape[1]} × {img.shape[0]} pixels of {um:g} µm would have {w} × {h} of {to_um:g} '
-                        'µm; check how many µm a pixel has (um=)')
+        raise DataError(f'an image of {img.shape[1]} × {img.shape[0]} pixels of {um:g} µm would have {w} × {h} of '
+                        f'{to_um:g} µm; check how many µm a pixel has (um=)')
     return cv2.resize(img, (w, h), interpolation=cv2.INTER_AREA if um < to_um else cv2.INTER_LINEAR)
 
 # %% ../../nbs/105_images.scale.ipynb #0bf2e30b
@@ -55,7 +55,8 @@ def tiles(
 ) -> list: # Of `Box`, row by row
     "Squares that cover a field; raises `DataError`"
     if size < 1 or not 0 <= overlap <= .9:
-        raise DataError(f'tiles of {size} pixels that overlap by {overlap}; give at least 1 pixel, and a share from 0 to .9')
+        raise DataError(f'tiles of {size} pixels that overlap by {overlap}; give at least 1 pixel, and a share from 0 '
+                        'to .9')
     h, w = getattr(img, 'shape', img)[:2]
     tops, lefts = _starts(h, size, overlap), _starts(w, size, overlap)
     return [Box(t, l, min(t + size, h), min(l + size, w)) for t in tops for l in lefts]

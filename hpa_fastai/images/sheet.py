@@ -36,8 +36,8 @@ def contact_sheet(
         except DataError: img, name = np.zeros((size, size, 4), np.uint8), f'{i}: not readable'
         lack = getattr(samples, 'missing', {}).get(i, [])
         pictures += _stains_of(img, size)
-        titles += [f'{name[:28]}\n{img.shape[1]} × {img.shape[0]}', *(f'{c}, missing' if c in lack else c for c in CHANNELS)]
+        titles += [name[:32], *(f'{c}, missing' if c in lack else c for c in CHANNELS)]
     if not pictures: raise DataError(f'{path}: no samples to show; give those of a folder with images')
     axs = show_samples(pictures, titles, ncols=5, size=size/100)
-    with whole_file(path) as tmp: axs[0].figure.savefig(tmp, dpi=100)
+    with whole_file(path) as tmp: axs[0].figure.savefig(tmp, dpi=100, bbox_inches='tight')
     plt.close(axs[0].figure)
