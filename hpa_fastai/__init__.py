@@ -19,6 +19,7 @@
 - `hpa_fastai.decide.shift`: Thresholds for a test set in which labels are more or less frequent than in training
 - `hpa_fastai.decide.submission`: Probabilities on disk, and a submission in the right order
 - `hpa_fastai.decide.thresholds`: The best rule for a network's probabilities, and what it will score on new images
+- `hpa_fastai.decide.trust`: A word for each label: trust, look twice, don't
 - `hpa_fastai.decide.tta`: Predict on eight views of each image, and average the predictions
 - `hpa_fastai.explain.embeddings`: Images as the network sees them: maps of similar images, and nearest neighbours
 - `hpa_fastai.explain.gradcam`: Where in the image does the network see a label? A heat map for each label
@@ -48,6 +49,7 @@
 - `hpa_fastai.models.stems`: How a network that was trained on photographs gets a fourth input channel
 - `hpa_fastai.models.trained`: Which networks a run has, how they are built, and how images are prepared for them
 - `hpa_fastai.models.weights`: Save and load a network's weights without running code from a file
+- `hpa_fastai.runs.adapted`: Let a network take brightness and contrast of its features from the images that it is asked about
 - `hpa_fastai.runs.combine`: Combine finished runs into one, and estimate its score out of sample
 - `hpa_fastai.runs.compare`: Which run is better, and is the difference more than luck?
 - `hpa_fastai.runs.crossval`: From a folder in Kaggle's layout to a submission and an estimate of its score
@@ -56,7 +58,9 @@
 - `hpa_fastai.runs.predictor`: From images to labels: a trained run, read from its folder
 - `hpa_fastai.runs.recipes`: Every choice of a system, by name, in a file from which a run can be repeated
 - `hpa_fastai.runs.report`: A finished run as one page: how good it is, and which labels to trust
+- `hpa_fastai.runs.scale`: From a field of any size and magnification to the squares that a network takes
 - `hpa_fastai.runs.setup`: A recipe's words turned into batches and a fastai `Learner`
+- `hpa_fastai.runs.shipped`: The network that ships with the package, and what is known of a network's answers
 - `hpa_fastai.runs.stages`: Train a network, predict what it has not seen, and leave a file after every step
 - `hpa_fastai.simulate.cells`: Four cell lines, and the layout that all stains of a field share
 - `hpa_fastai.simulate.cytoplasm`: Fourteen labels outside of the nucleus: sheets, nets, filaments and edges
