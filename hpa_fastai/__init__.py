@@ -55,6 +55,8 @@
 - `hpa_fastai.runs.crossval`: From a folder in Kaggle's layout to a submission and an estimate of its score
 - `hpa_fastai.runs.fold`: Train a recipe phase by phase, and resume where it was stopped
 - `hpa_fastai.runs.folder`: The folder of a finished run: what is in it, and how to read it
+- `hpa_fastai.runs.label_folder`: From a folder of images to a table of labels, with all that was assumed
+- `hpa_fastai.runs.networks`: From images to the probabilities of several networks
 - `hpa_fastai.runs.predictor`: From images to labels: a trained run, read from its folder
 - `hpa_fastai.runs.recipes`: Every choice of a system, by name, in a file from which a run can be repeated
 - `hpa_fastai.runs.report`: A finished run as one page: how good it is, and which labels to trust
