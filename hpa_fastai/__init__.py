@@ -28,17 +28,26 @@
 - `hpa_fastai.explain.neighbours`: Train a network to find each image's nearest neighbour
 - `hpa_fastai.explain.plots`: Learning curves, F1 of each label, confusions, thresholds, and the worst images
 - `hpa_fastai.files`: Files that are either complete or absent, and hold what they should
+- `hpa_fastai.images.assumptions`: What is assumed about the samples of a folder, said once and kept
 - `hpa_fastai.images.competition`: Get them from Kaggle, and unpack them without harm
 - `hpa_fastai.images.download`: Get images of the Human Protein Atlas
 - `hpa_fastai.images.duplicates`: Find images of the same field, shifted, brighter or noisier, among all pairs
 - `hpa_fastai.images.formats`: One image file as an array of planes, with what the file says about them, and in eight bits
+- `hpa_fastai.images.intensity`: From the numbers of a camera to eight bits: by its full scale, or by the range of the values
 - `hpa_fastai.images.kaggle`: Lists and files checked together, packed, and divided into folds
 - `hpa_fastai.images.layouts`: What microscopes call their files and stains, and which files of a folder are one sample
 - `hpa_fastai.images.merging`: Add other labelled images to the competition's, without taking any image twice
+- `hpa_fastai.images.metadata`: Names of planes, bits and µm per pixel, as image files tell them
+- `hpa_fastai.images.microscopes`: CZI of Zeiss, LIF of Leica and ND2 of Nikon, as they come from the microscope
+- `hpa_fastai.images.omezarr`: Images that are folders of compressed chunks, as bioimage archives keep them
 - `hpa_fastai.images.pack`: Thirty thousand samples in one file, from which a batch is read at the speed of memory
 - `hpa_fastai.images.packed`: A folder of samples that were decoded and resized once, opened in an instant
 - `hpa_fastai.images.samples`: One sample, four stains, in whatever files it comes, and how to look at it
+- `hpa_fastai.images.scale`: Images at the scale that a network was trained at, and large fields in parts
+- `hpa_fastai.images.sheet`: A glance at how a folder was understood, before hours are spent on it
+- `hpa_fastai.images.sources`: One sample, four stains, from one file or from several
 - `hpa_fastai.images.splits`: Folds in which every label is evenly spread, and nothing leaks
+- `hpa_fastai.images.stacks`: What the axes of an image are, how large it may be, and one plane in place of many slices
 - `hpa_fastai.images.tables`: A row for each image of a folder, batch by batch, to be stopped and resumed at any time
 - `hpa_fastai.jobs`: Long work on many files, with an eye on which have changed and which can't be read
 - `hpa_fastai.labels`: The 28 places in the cell, the competition's two lists, and label sets as a matrix
