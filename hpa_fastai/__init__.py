@@ -3,6 +3,7 @@
 - `hpa_fastai.arguments`: What is typed on a command line, checked before anything heavy is loaded
 - `hpa_fastai.choices`: What somebody chose in a file, checked before any work begins
 - `hpa_fastai.cli`: All commands: from a folder of images to a submission
+- `hpa_fastai.cli_predict`: hpa-predict: from a folder of images to a table of labels, with or without training
 - `hpa_fastai.data.augment`: More ways to look at the same cells: turned by any angle, out of focus, noisy, with holes
 - `hpa_fastai.data.block`: From labels and images to fastai's DataLoaders, in one call or with a `DataBlock`
 - `hpa_fastai.data.buffers`: Reusable memory for batches, and sending data to the device
@@ -19,6 +20,7 @@
 - `hpa_fastai.decide.shift`: Thresholds for a test set in which labels are more or less frequent than in training
 - `hpa_fastai.decide.submission`: Probabilities on disk, and a submission in the right order
 - `hpa_fastai.decide.thresholds`: The best rule for a network's probabilities, and what it will score on new images
+- `hpa_fastai.decide.trust`: A word for each label: trust, look twice, don't
 - `hpa_fastai.decide.tta`: Predict on eight views of each image, and average the predictions
 - `hpa_fastai.explain.embeddings`: Images as the network sees them: maps of similar images, and nearest neighbours
 - `hpa_fastai.explain.gradcam`: Where in the image does the network see a label? A heat map for each label
@@ -58,15 +60,20 @@
 - `hpa_fastai.models.stems`: How a network that was trained on photographs gets a fourth input channel
 - `hpa_fastai.models.trained`: Which networks a run has, how they are built, and how images are prepared for them
 - `hpa_fastai.models.weights`: Save and load a network's weights without running code from a file
+- `hpa_fastai.runs.adapted`: Let a network take brightness and contrast of its features from the images that it is asked about
 - `hpa_fastai.runs.combine`: Combine finished runs into one, and estimate its score out of sample
 - `hpa_fastai.runs.compare`: Which run is better, and is the difference more than luck?
 - `hpa_fastai.runs.crossval`: From a folder in Kaggle's layout to a submission and an estimate of its score
 - `hpa_fastai.runs.fold`: Train a recipe phase by phase, and resume where it was stopped
 - `hpa_fastai.runs.folder`: The folder of a finished run: what is in it, and how to read it
+- `hpa_fastai.runs.label_folder`: From a folder of images to a table of labels, with all that was assumed
+- `hpa_fastai.runs.networks`: From images to the probabilities of several networks
 - `hpa_fastai.runs.predictor`: From images to labels: a trained run, read from its folder
 - `hpa_fastai.runs.recipes`: Every choice of a system, by name, in a file from which a run can be repeated
 - `hpa_fastai.runs.report`: A finished run as one page: how good it is, and which labels to trust
+- `hpa_fastai.runs.scale`: From a field of any size and magnification to the squares that a network takes
 - `hpa_fastai.runs.setup`: A recipe's words turned into batches and a fastai `Learner`
+- `hpa_fastai.runs.shipped`: The network that ships with the package, and what is known of a network's answers
 - `hpa_fastai.runs.stages`: Train a network, predict what it has not seen, and leave a file after every step
 - `hpa_fastai.simulate.cells`: Four cell lines, and the layout that all stains of a field share
 - `hpa_fastai.simulate.cytoplasm`: Fourteen labels outside of the nucleus: sheets, nets, filaments and edges
