@@ -52,18 +52,24 @@
 - `hpa_fastai.jobs`: Long work on many files, with an eye on which have changed and which can't be read
 - `hpa_fastai.labels`: The 28 places in the cell, the competition's two lists, and label sets as a matrix
 - `hpa_fastai.models.arcface`: Learn which images belong together, and let near images pass on their labels
+- `hpa_fastai.models.bodies`: From an image to a feature map, by any network of timm's
 - `hpa_fastai.models.factory`: Any timm network, for images of four channels with several labels
 - `hpa_fastai.models.gapnet`: Three small networks that you can read from top to bottom
 - `hpa_fastai.models.heads`: From a feature map to one logit per label
 - `hpa_fastai.models.imagenorm`: A first layer that makes bright and dim images alike, inside the network
 - `hpa_fastai.models.masks`: Find nuclei and cells, and train a network on masks and labels together
+- `hpa_fastai.models.pretrained`: Recognise a file of weights, and translate it to this library's networks
 - `hpa_fastai.models.stems`: How a network that was trained on photographs gets a fourth input channel
+- `hpa_fastai.models.subcell`: A network for single cells, whose files have Hugging Face's names and channels in another order
 - `hpa_fastai.models.trained`: Which networks a run has, how they are built, and how images are prepared for them
+- `hpa_fastai.models.vits`: What is known about somebody's weights, and how a vision transformer's are read
 - `hpa_fastai.models.weights`: Save and load a network's weights without running code from a file
 - `hpa_fastai.runs.adapted`: Let a network take brightness and contrast of its features from the images that it is asked about
 - `hpa_fastai.runs.combine`: Combine finished runs into one, and estimate its score out of sample
 - `hpa_fastai.runs.compare`: Which run is better, and is the difference more than luck?
+- `hpa_fastai.runs.converted`: Write somebody's network as a run, which everything in this library can open
 - `hpa_fastai.runs.crossval`: From a folder in Kaggle's layout to a submission and an estimate of its score
+- `hpa_fastai.runs.features`: A row of numbers for each image, and what can be learnt from a few labelled ones
 - `hpa_fastai.runs.fold`: Train a recipe phase by phase, and resume where it was stopped
 - `hpa_fastai.runs.folder`: The folder of a finished run: what is in it, and how to read it
 - `hpa_fastai.runs.label_folder`: From a folder of images to a table of labels, with all that was assumed
