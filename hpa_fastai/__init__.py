@@ -75,6 +75,7 @@
 - `hpa_fastai.train.learner`: One call from DataLoaders to a fastai `Learner` that is set up for four-channel images
 - `hpa_fastai.train.losses`: Losses for images with several labels, and how to add one of your own
 - `hpa_fastai.train.metrics`: Macro F1 as the competition scored it, and average precision
+- `hpa_fastai.train.probe`: Refit the last layer of a trained network to a dozen images, in seconds
 - `hpa_fastai.train.processes`: Share one job between several GPUs or machines, one process for each
 - `hpa_fastai.train.schedules`: Learning rates in steps, in cycles or on a plateau, beside fastai's own
 - `hpa_fastai.web`: Ask a server for one file, with an end to its size and to its time
