@@ -44,6 +44,7 @@
 - `hpa_fastai.models.factory`: Any timm network, for images of four channels with several labels
 - `hpa_fastai.models.gapnet`: Three small networks that you can read from top to bottom
 - `hpa_fastai.models.heads`: From a feature map to one logit per label
+- `hpa_fastai.models.imagenorm`: A first layer that makes bright and dim images alike, inside the network
 - `hpa_fastai.models.masks`: Find nuclei and cells, and train a network on masks and labels together
 - `hpa_fastai.models.stems`: How a network that was trained on photographs gets a fourth input channel
 - `hpa_fastai.models.trained`: Which networks a run has, how they are built, and how images are prepared for them

@@ -27,6 +27,7 @@ from huggingface_hub.utils import get_session
 from ..labels import CHANNELS, DataError, LABELS
 from .weights import load_weights, read_weights
 from .stems import STEMS
+from .imagenorm import IMAGE_NORMS, ImageNorm
 from .heads import HEADS
 from .gapnet import basic_cnn, gapnet_mask, gapnet_pl, PickStains
 
@@ -43,9 +44,9 @@ def _check_body(name, where=''):
     if tag and tag not in tags: raise DataError(f'{where}{arch} has no weights {tag!r}; choose one of {", ".join(tags)}')
 
 # %% ../../nbs/350_models.factory.ipynb #e59ace7b
-def _check_choice(what, value, known):
+def _check_choice(what, value, known, where=''):
     "Raise `DataError`, with the choices, if `value` is none of the names `known`"
-    if value not in known: raise DataError(f'no {what} {value!r}; choose one of {", ".join(known)}')
+    if value not in known: raise DataError(f'{where}no {what} {value!r}; choose one of {", ".join(known)}')
 
 # %% ../../nbs/350_models.factory.ipynb #f0c678d7
 SHAPE_ARGS = frozenset("""
@@ -71,13 +72,14 @@ def check_model_args(
     "Check that a network's arguments choose its shape and nothing else; raises `DataError`"
     _check_body(body, where)
     own = NETWORKS.get(body)
-    allowed = set(signature(own).parameters) if own else SHAPE_ARGS | {'input_norm', 'stem_pool'}
+    allowed = set(signature(own).parameters) if own else SHAPE_ARGS | {'input_norm', 'image_norm', 'stem_pool'}
     for name, value in args.items():
         if name not in allowed:
             raise DataError(f'{where}{body} takes no argument {name!r:.80}; it takes {", ".join(sorted(allowed))}')
         if not _is_plain(value):
             raise DataError(f'{where}{body} takes no {name}={value!r:.80}; '
                             'give a number up to 8192, a word, or a list of these')
+    if args.get('image_norm'): _check_choice('image_norm', args['image_norm'], IMAGE_NORMS, where)
 
 # %% ../../nbs/350_models.factory.ipynb #bed18e91
 def _cached(cfg):
@@ -214,19 +216,21 @@ class RGBYBody(nn.Module):
         model, # Network from `timm.create_model(…, num_classes=0, global_pool='')`
         input_norm:bool=False, # Begin with a batch norm of the input?
         stains=CHANNELS, # Channels that the network looks at, by name
-        stem_pool:bool=False # Follow its first maximum pooling by another one?
+        stem_pool:bool=False, # Follow its first maximum pooling by another one?
+        image_norm:str=None # Begin by normalising each image by itself, one of `IMAGE_NORMS`?
     ):
         super().__init__()
         if stem_pool: _pool_twice(model)
         if hasattr(model, 'pre_logits'): model.pre_logits = nn.Identity()
         self.stains = nn.Identity() if tuple(stains) == CHANNELS else PickStains(stains)
+        self.image_norm = ImageNorm(image_norm) if image_norm else nn.Identity()
         self.norm = nn.BatchNorm2d(len(stains)) if input_norm else nn.Identity()
         self.model = model
         self.num_features = _feature_count(model)
 
     def forward(self, x):
         "The feature map of a batch of images"
-        return _as_map(self.model, self.model(self.norm(self.stains(x))), x.shape[-2:])
+        return _as_map(self.model, self.model(self.norm(self.image_norm(self.stains(x)))), x.shape[-2:])
 
 # %% ../../nbs/350_models.factory.ipynb #85838be3
 @patch(as_prop=True)
@@ -251,9 +255,11 @@ def rgby_model(
     input_norm:bool=False, # Begin with a batch norm of the input?
     stains=None, # Channels that the network looks at, by name; by default all four
     stem_pool:bool=False, # Follow the stem's maximum pooling by another one, for large images?
+    image_norm:str=None, # Begin by normalising each image by itself, one of `IMAGE_NORMS`? Images are then from 0 to 1
     **kwargs # Passed to `timm.create_model`: of `SHAPE_ARGS`, such as `img_size=512` or `drop_path_rate=.1`
 ): # `nn.Sequential(body, head)` with attributes `config` and `pretrained`
     "Build a network for four-channel images with several labels; raises `DataError`"
+    if image_norm: kwargs['image_norm'] = image_norm   # not among those of a network of ours, nor of old runs
     check_model_args(body, kwargs)
     _check_choice('stem', stem, STEMS)
     _check_choice('head', head, HEADS)
@@ -261,11 +267,12 @@ def rgby_model(
                   stains=stains and list(stains), stem_pool=stem_pool, **kwargs)
     if weights == 'none': weights = None
     state = read_weights(weights) if weights not in (None, 'imagenet') else {}
+    kwargs.pop('image_norm', None)
     own = body in NETWORKS
     if own: model = _own_network(body, stains, n_out=n_out, dropout=dropout, **kwargs)
     else:
         net = RGBYBody(_timm_network(body, stem, stains, weights, state, **kwargs),
-                       input_norm, stains or CHANNELS, stem_pool)
+                       input_norm, stains or CHANNELS, stem_pool, image_norm)
         model = nn.Sequential(net, HEADS[head](net.num_features, n_out, dropout))
     if state and (own or _is_whole(state)): load_weights(model, weights)
     model.config = config

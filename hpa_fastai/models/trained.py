@@ -22,6 +22,7 @@ from ..labels import CHANNELS, DataError, LABELS
 from ..files import Count, Fraction, Pixels, read_checked, read_json, Schema, write_json
 from ..data.likeness import TrainedOn
 from .stems import STEMS
+from .imagenorm import IMAGE_NORMS
 from .heads import HEADS
 from .factory import check_model_args
 
@@ -35,6 +36,7 @@ class NetworkConfig(Schema, extra='allow'):
     input_norm:bool=False
     stains:list[Literal[CHANNELS]]|None=None
     stem_pool:bool=False
+    image_norm:Literal[tuple(IMAGE_NORMS)]|None=None
 
     def arguments(self,
         where # File that an error begins with
