@@ -22,15 +22,16 @@ from sklearn.metrics import average_precision_score
 
 from hpa_fastai.files import whole_file, write_json
 from hpa_fastai.images.splits import label_folds
-from hpa_fastai.labels import encode_targets
+from hpa_fastai.labels import encode_targets, read_labels
 from hpa_fastai.models.factory import rgby_model
 from hpa_fastai.models.weights import load_weights, read_weights, save_weights
 from hpa_fastai.simulate.dataset import draw_label_sets, simulate_field
-from sim_to_real import augment, one_cycle, read_real, resized, views
+from sim_to_real import augment, one_cycle, read_stains, views
 
 UM = .36                    # µm per pixel that networks see
 SIZES = 6, 12, 25, 43       # fields to learn from
 FOLDS = 5
+VIEWS = 4                   # symmetries of a field, for features
 BODIES = dict(scratch='resnet10t', simulated='resnet10t', imagenet='tf_efficientnet_lite0',
               imagenet_simulated='tf_efficientnet_lite0')
 NAMES = dict(scratch='scratch', simulated='simulated cells', imagenet='ImageNet',
@@ -46,6 +47,14 @@ def run(net, x, body):
     "A network's answer; bf16 where it helps on processors"
     with torch.autocast('cpu', torch.bfloat16, enabled=body == 'resnet10t'):
         return net(normalise(x).contiguous(memory_format=torch.channels_last)).float()
+
+# -- the real fields
+
+def real_fields(folder, um=164/512):
+    "Fields (h, w, 4) uint8 at the scale that networks see, and their labels"
+    df = read_labels(Path(folder)/'train.csv')
+    images = [read_stains(Path(folder), o) for o in df.Id]
+    return [cv2.resize(o, None, fx=um/UM, fy=um/UM, interpolation=cv2.INTER_AREA) for o in images], encode_targets(df.Target)
 
 # -- simulated cells to learn from
 
@@ -147,7 +156,7 @@ def features(net, body, images):
     net.eval().to(memory_format=torch.channels_last)
     with torch.no_grad():
         for image in images:
-            x = views(resized(image, 1.))
+            x = views(torch.from_numpy(image).permute(2, 0, 1)[None].float()/255)[:VIEWS]
             maps = run(net[0], x, body)
             h = hidden(maps)
             out['pooled'].append(torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1).numpy())

@@ -46,6 +46,7 @@
 - `hpa_fastai.models.heads`: From a feature map to one logit per label
 - `hpa_fastai.models.imagenorm`: A first layer that makes bright and dim images alike, inside the network
 - `hpa_fastai.models.masks`: Find nuclei and cells, and train a network on masks and labels together
+- `hpa_fastai.models.simulated`: Weights from simulated cells, as a start for your own training
 - `hpa_fastai.models.stems`: How a network that was trained on photographs gets a fourth input channel
 - `hpa_fastai.models.trained`: Which networks a run has, how they are built, and how images are prepared for them
 - `hpa_fastai.models.weights`: Save and load a network's weights without running code from a file

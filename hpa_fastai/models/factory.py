@@ -29,6 +29,7 @@ from .weights import load_weights, read_weights
 from .stems import STEMS
 from .imagenorm import IMAGE_NORMS, ImageNorm
 from .heads import HEADS
+from .simulated import fill_simulated, simulated_args
 from .gapnet import basic_cnn, gapnet_mask, gapnet_pl, PickStains
 
 # %% ../../nbs/350_models.factory.ipynb #d0383b6b
@@ -250,7 +251,7 @@ def rgby_model(
     n_out:int=len(LABELS), # Number of labels
     stem:str='mean', # Start of the fourth channel's filters, one of `STEMS`; used with pretrained weights only
     head:str='concat', # Head, one of `HEADS`
-    weights='imagenet', # `'imagenet'`, a file of timm's weights or from `save_weights`, or None for random weights
+    weights='imagenet', # `'imagenet'`, `'simulated'`, a file of timm's weights or from `save_weights`, or None (random)
     dropout:float=.5, # Fraction of features dropped in the head in training, 0 to 1
     input_norm:bool=False, # Begin with a batch norm of the input?
     stains=None, # Channels that the network looks at, by name; by default all four
@@ -259,6 +260,9 @@ def rgby_model(
     **kwargs # Passed to `timm.create_model`: of `SHAPE_ARGS`, such as `img_size=512` or `drop_path_rate=.1`
 ): # `nn.Sequential(body, head)` with attributes `config` and `pretrained`
     "Build a network for four-channel images with several labels; raises `DataError`"
+    if weights == 'simulated':
+        shape = dict(input_norm=input_norm, stains=stains, stem_pool=stem_pool, image_norm=image_norm, **kwargs)
+        return fill_simulated(rgby_model(body, n_out, stem, head, None, dropout, **simulated_args(body, shape)))
     if image_norm: kwargs['image_norm'] = image_norm   # not among those of a network of ours, nor of old runs
     check_model_args(body, kwargs)
     _check_choice('stem', stem, STEMS)

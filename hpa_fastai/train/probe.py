@@ -10,7 +10,7 @@ without an example keeps the answers that the network gave before. The recipe `f
 # %% auto #0
 __all__ = ['last_linear', 'linear_change', 'Probe']
 
-# %% ../../nbs/455_train.probe.ipynb #f031fdff
+# %% ../../nbs/455_train.probe.ipynb #494b973a
 from fastai.callback.core import CancelBackwardException, CancelStepException
 from fastai.callback.hook import Hook
 from fastai.vision.all import Callback, delegates, F, L, Learner, nn, patch, torch
@@ -18,7 +18,7 @@ from fastai.vision.all import Callback, delegates, F, L, Learner, nn, patch, tor
 from ..labels import DataError
 from .learner import best_autocast
 
-# %% ../../nbs/455_train.probe.ipynb #373e99bf
+# %% ../../nbs/455_train.probe.ipynb #3066ab3a
 def last_linear(
     model # `nn.Sequential(body, head)`, as from `rgby_model`
 ) -> nn.Linear:
@@ -28,7 +28,7 @@ def last_linear(
     raise DataError(f'a probe refits the last linear layer, and this head ends in {type(layers[-1]).__name__}; '
                     "take head='concat', 'linear' or 'bestfitting'")
 
-# %% ../../nbs/455_train.probe.ipynb #56c25a97
+# %% ../../nbs/455_train.probe.ipynb #36d7f340
 def linear_change(
     features, # Inputs of the layer (n, features)
     targets, # Labels (n, labels), 0 and 1
@@ -54,7 +54,7 @@ def linear_change(
     change[seen] = w.detach()/scale
     return change
 
-# %% ../../nbs/455_train.probe.ipynb #9ee22018
+# %% ../../nbs/455_train.probe.ipynb #f458aad5
 class Probe(Callback):
     "Refit the last layer by logistic regression, in place of steps of an optimizer"
     def __init__(self,
@@ -84,7 +84,7 @@ class Probe(Callback):
     def before_backward(self): raise CancelBackwardException
     def before_step(self): raise CancelStepException
 
-# %% ../../nbs/455_train.probe.ipynb #e7b49d79
+# %% ../../nbs/455_train.probe.ipynb #c6b005fa
 @patch
 @torch.no_grad()
 def look(self:Probe
@@ -95,10 +95,10 @@ def look(self:Probe
         for _ in range(self.passes):
             for x, y in self.dls.train:
                 logits = self.model(x)
-                seen.append([o.float().cpu() for o in (hook.stored, logits, y)])
+                seen.append([o.as_subclass(torch.Tensor).float().cpu() for o in (hook.stored, logits, y)])
     return tuple(torch.cat(o) for o in zip(*seen))
 
-# %% ../../nbs/455_train.probe.ipynb #d930239b
+# %% ../../nbs/455_train.probe.ipynb #69567d0b
 @patch
 @delegates(Probe)
 def fit_probe(self:Learner,
