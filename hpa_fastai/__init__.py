@@ -63,6 +63,7 @@
 - `hpa_fastai.simulate.cells`: Four cell lines, and the layout that all stains of a field share
 - `hpa_fastai.simulate.cytoplasm`: Fourteen labels outside of the nucleus: sheets, nets, filaments and edges
 - `hpa_fastai.simulate.dataset`: A labelled field of cells for any label set, and a whole data set in Kaggle's layout
+- `hpa_fastai.simulate.layers`: A field in layers, and the images that it can give
 - `hpa_fastai.simulate.layout`: Where cells, nuclei, spindles and aggresomes lie in a simulated field
 - `hpa_fastai.simulate.optics`: From light to numbers: blur, photons, contrast, and two microscopes
 - `hpa_fastai.simulate.patterns`: Where the protein is: one small function per label; the six of the nucleus
