@@ -2277,6 +2277,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'hpa_fastai/train/learner.py'),
                                           'hpa_fastai.train.learner._check_call': ( 'train.learner.html#_check_call',
                                                                                     'hpa_fastai/train/learner.py'),
+                                          'hpa_fastai.train.learner._check_stats': ( 'train.learner.html#_check_stats',
+                                                                                     'hpa_fastai/train/learner.py'),
                                           'hpa_fastai.train.learner._decays_all': ( 'train.learner.html#_decays_all',
                                                                                     'hpa_fastai/train/learner.py'),
                                           'hpa_fastai.train.learner._weights': ( 'train.learner.html#_weights',
