@@ -59,6 +59,7 @@
 - `hpa_fastai.models.imagenorm`: A first layer that makes bright and dim images alike, inside the network
 - `hpa_fastai.models.masks`: Find nuclei and cells, and train a network on masks and labels together
 - `hpa_fastai.models.pretrained`: Recognise a file of weights, and translate it to this library's networks
+- `hpa_fastai.models.simulated`: Weights from simulated cells, as a start for your own training
 - `hpa_fastai.models.stems`: How a network that was trained on photographs gets a fourth input channel
 - `hpa_fastai.models.subcell`: A network for single cells, whose files have Hugging Face's names and channels in another order
 - `hpa_fastai.models.trained`: Which networks a run has, how they are built, and how images are prepared for them
@@ -99,6 +100,7 @@
 - `hpa_fastai.train.learner`: One call from DataLoaders to a fastai `Learner` that is set up for four-channel images
 - `hpa_fastai.train.losses`: Losses for images with several labels, and how to add one of your own
 - `hpa_fastai.train.metrics`: Macro F1 as the competition scored it, and average precision
+- `hpa_fastai.train.probe`: Refit the last layer of a trained network to a dozen images, in seconds
 - `hpa_fastai.train.processes`: Share one job between several GPUs or machines, one process for each
 - `hpa_fastai.train.schedules`: Learning rates in steps, in cycles or on a plateau, beside fastai's own
 - `hpa_fastai.web`: Ask a server for one file, with an end to its size and to its time
