@@ -14,6 +14,7 @@
 - `hpa_fastai.data.sources`: Where batches come from: a pack, a folder of files, or your own kind of storage
 - `hpa_fastai.data.symmetries`: The eight symmetries of the square: to augment, to average predictions, and to undo
 - `hpa_fastai.decide.calibration`: Probabilities that mean what they say, and the decisions that follow from them
+- `hpa_fastai.decide.conformal`: Sets that hold at least nine of ten true labels, on average, and what that promise depends on
 - `hpa_fastai.decide.ensembles`: Combine several networks: by averages, ranks, votes, or fitted weights
 - `hpa_fastai.decide.outcome`: From out-of-fold probabilities to a rule, to label sets, and to their scores
 - `hpa_fastai.decide.rules`: From probabilities to label sets: fit thresholds on some images, and use them on others
