@@ -197,7 +197,9 @@ EXAMPLES = dict(
     hpa_compare='hpa-compare runs/mine runs/fast --plot compare.png',
     hpa_ensemble='hpa-ensemble runs/mine runs/fast --out runs/both --how rank',
     hpa_predict='hpa-predict --run runs/mine --images new --out labels.csv',
-    hpa_check='hpa-check runs/mine/submission.csv --data hpa')
+    hpa_check='hpa-check runs/mine/submission.csv --data hpa',
+    hpa_weights='hpa-weights all_channels_MAE-CellS-ProtS-Pool.pth seed_0.pth --out subcell\n'
+                'hpa-weights --url https://example.org/weights.pth --sha256 0123… --out theirs')
 
 def command_parser(
     f, # The function
@@ -214,4 +216,3 @@ def command_parser(
     def error(message): raise UsageError(usage_problem(parser, message))
     parser.error = error
     return parser
-

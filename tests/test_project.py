@@ -73,7 +73,7 @@ def test_notebook(nb):
 floors = ['ground', 'images', 'simulate', 'data', 'models', 'train', 'decide', 'explain', 'runs', 'cli']
 
 def part(module):
-    if module == 'cli': return 'cli'
+    if module.startswith('cli'): return 'cli'
     return module.rpartition('.')[0] or 'ground'
 
 def imports(name, path):
