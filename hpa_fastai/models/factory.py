@@ -29,6 +29,7 @@ from .weights import load_weights, read_weights
 from .stems import STEMS
 from .imagenorm import IMAGE_NORMS
 from .heads import HEADS, make_head
+from .simulated import fill_simulated, simulated_args
 from .gapnet import basic_cnn, gapnet_mask, gapnet_pl
 from .bodies import RGBYBody
 from .pretrained import merge_files, translate
@@ -228,7 +229,7 @@ def rgby_model(
     n_out:int=None, # Number of labels; by default 28, or those of a network from elsewhere
     stem:str='mean', # Start of the fourth channel's filters, one of `STEMS`; used with pretrained weights only
     head:str='concat', # Head, one of `HEADS`
-    weights='imagenet', # `'imagenet'`, a file of weights (or those of one network from elsewhere), or None for random
+    weights='imagenet', # `'imagenet'`, `'simulated'`, a file (or those of one network from elsewhere), or None (random)
     dropout:float=.5, # Fraction of features dropped in the head in training, 0 to 1
     input_norm:bool=False, # Begin with a batch norm of the input?
     stains=None, # Channels that the network looks at, by name; by default all four
@@ -240,6 +241,10 @@ def rgby_model(
     **kwargs # Passed to `timm.create_model`: of `SHAPE_ARGS`, such as `img_size=512` or `drop_path_rate=.1`
 ): # `nn.Sequential(body, head)` with attributes `config` and `pretrained`
     "Build a network for four-channel images with several labels; raises `DataError`"
+    if weights == 'simulated':
+        shape = dict(input_norm=input_norm, stains=stains, stem_pool=stem_pool, image_norm=image_norm, **kwargs)
+        args = simulated_args(body, shape)
+        return fill_simulated(rgby_model(body, n_out, stem, head, None, dropout, **args))
     if weights == 'none': weights = None
     state = {} if weights in (None, 'imagenet') else merge_files(weights)
     found = translate(state, weights, kwargs.get('img_size'), stains)
