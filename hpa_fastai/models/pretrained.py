@@ -9,7 +9,7 @@ translates it: to a network that `rgby_model` builds, with its normalisation ins
 
 # %% auto #0
 __all__ = ['KINDS', 'is_dino4cells', 'from_dino4cells', 'is_cell_dino', 'from_cell_dino', 'is_bestfitting', 'from_bestfitting',
-           'recognise', 'merge_files', 'translate', 'read_pretrained']
+           'recognise', 'weight_files', 'merge_files', 'translate', 'read_pretrained']
 
 # %% ../../nbs/347_models.pretrained.ipynb #5476020d
 from pathlib import Path
@@ -112,12 +112,19 @@ def recognise(
     return next((name for name, (is_kind, _) in KINDS.items() if is_kind(state)), None)
 
 # %% ../../nbs/347_models.pretrained.ipynb #f0263234
+def weight_files(
+    files # A file of weights, or several: in a list, or as text with commas between
+) -> list: # Of `Path`s
+    "The files of a network"
+    if isinstance(files, str) and not Path(files).exists(): files = files.split(',')
+    return [Path(o) for o in listify(files)]
+
 def merge_files(
     files # A file of weights, or the files of one network
 ) -> dict: # Tensors by name; those of SubCell's classifiers are numbered
     "The tensors of a network that may lie in several files; raises `DataError`"
     merged, n = {}, 0
-    for file in listify(files):
+    for file in weight_files(files):
         state = read_weights(file)
         if is_classifier(state):
             state = {f'classifiers.{n}.{k}': v for k, v in state.items()}
@@ -135,7 +142,7 @@ def translate(
     stains=None # Stains of a SubCell for three, which its tensors don't tell
 ) -> Pretrained: # None if it is not one of `KINDS`
     "Translate the tensors of a network from elsewhere; raises `DataError`"
-    kind, files = recognise(state), [Path(o) for o in listify(files)]
+    kind, files = recognise(state), weight_files(files)
     try: return kind and KINDS[kind][1](state, size, stains or stains_of_names(files))
     except DataError as e: raise DataError(f'{", ".join(map(str, files))}: {kind}, {e}') from None
 
@@ -147,5 +154,5 @@ def read_pretrained(
     "Read and translate weights from elsewhere; raises `DataError`"
     found = translate(merge_files(files), files, size, stains)
     if found: return found
-    raise DataError(f'{", ".join(map(str, listify(files)))}: not the weights of a known network; '
+    raise DataError(f'{", ".join(map(str, weight_files(files)))}: not the weights of a known network; '
                     'give those of bestfitting, SubCell, DINO4Cells or Cell-DINO, as their authors wrote them')
