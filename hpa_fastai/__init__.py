@@ -4,6 +4,7 @@
 - `hpa_fastai.choices`: What somebody chose in a file, checked before any work begins
 - `hpa_fastai.cli`: All commands: from a folder of images to a submission
 - `hpa_fastai.cli_predict`: hpa-predict: from a folder of images to a table of labels, with or without training
+- `hpa_fastai.cli_weights`: From somebody's file of weights to a run that every command can open
 - `hpa_fastai.data.augment`: More ways to look at the same cells: turned by any angle, out of focus, noisy, with holes
 - `hpa_fastai.data.block`: From labels and images to fastai's DataLoaders, in one call or with a `DataBlock`
 - `hpa_fastai.data.buffers`: Reusable memory for batches, and sending data to the device
