@@ -12,7 +12,7 @@ __all__ = ['UM', 'TEXTURES', 'ORDERS', 'DARK', 'LIMITS', 'ADVICE', 'at_scale', '
            'scale_features', 'QualityRules', 'quality_rules', 'measure_quality', 'flags_of', 'quality_flags',
            'describe_flags']
 
-# %% ../../nbs/290_data.quality.ipynb #0bcce3df
+# %% ../../nbs/290_data.quality.ipynb #c319d524
 from functools import cache
 from importlib.resources import files
 from itertools import permutations
@@ -25,7 +25,7 @@ from pydantic import Field
 from ..labels import CHANNELS, DataError
 from ..files import Count, read_checked, Schema
 
-# %% ../../nbs/290_data.quality.ipynb #6a43fbb4
+# %% ../../nbs/290_data.quality.ipynb #bd1162dd
 UM = .32 # µm per pixel at which images are measured
 
 def at_scale(
@@ -36,7 +36,7 @@ def at_scale(
     if um > .8*UM: return img, um
     return cv2.resize(img, None, fx=um/UM, fy=um/UM, interpolation=cv2.INTER_AREA), UM
 
-# %% ../../nbs/290_data.quality.ipynb #70a3041f
+# %% ../../nbs/290_data.quality.ipynb #1741b538
 _roots = np.sqrt(np.arange(256, dtype=np.float32))
 
 def _halved(img): return cv2.resize(img, None, fx=.5, fy=.5, interpolation=cv2.INTER_AREA)
@@ -49,7 +49,7 @@ def _details(root):
     across, down = np.ascontiguousarray(root[:, 1:] - root[:, :-1]), root[1:] - root[:-1]
     return details, np.log((_variances(details) + .01)/(_variances(across) + _variances(down) + .01))
 
-# %% ../../nbs/290_data.quality.ipynb #175f551d
+# %% ../../nbs/290_data.quality.ipynb #94458cdc
 def _correlations(x):
     "Correlations of the pixels of the stains (4, 4); 0 where one is black"
     x = x.reshape(-1, len(CHANNELS))
@@ -74,7 +74,7 @@ def textures(
     return (np.array([finest, *sizes, steep, coarse]).T,
             np.dstack([_correlations(roots[1]), _correlations(details)]))
 
-# %% ../../nbs/290_data.quality.ipynb #3394db59
+# %% ../../nbs/290_data.quality.ipynb #b06b83ab
 _disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
 
 def _objects(blue):
@@ -104,7 +104,7 @@ def find_nuclei(
                 roundness=float(np.average(np.pi*radii**2/areas, weights=areas)),
                 contrast=float(share*(1 - share)*(inside - outside)**2/(_variances(blue)[0] + .5)))
 
-# %% ../../nbs/290_data.quality.ipynb #b60d66b8
+# %% ../../nbs/290_data.quality.ipynb #29072e43
 ORDERS = np.array(list(permutations(range(len(CHANNELS)))))
 _pairs = np.triu_indices(len(CHANNELS), 1)
 
@@ -114,7 +114,7 @@ def order_features(
     "What the image looks like with its stains in each order"
     return np.array([np.r_[of_stains[o].ravel(), of_pairs[o][:, o][_pairs].ravel()] for o in ORDERS])
 
-# %% ../../nbs/290_data.quality.ipynb #299ab63f
+# %% ../../nbs/290_data.quality.ipynb #dcaada55
 def scale_features(
     of_stains, of_pairs # From `textures`
 ) -> np.ndarray: # Details of 2 to 16 pixels in red, blue and yellow, and how they go together
@@ -122,7 +122,7 @@ def scale_features(
     pairs = [of_pairs[i, j, 1] for i, j in ((0, 2), (2, 3), (0, 3), (1, 2))]
     return np.r_[of_stains[[0, 2, 3], 1:5].ravel(), pairs]
 
-# %% ../../nbs/290_data.quality.ipynb #af84efda
+# %% ../../nbs/290_data.quality.ipynb #590c9b47
 _Weights = Annotated[list[Annotated[float, Field(ge=-1e3, le=1e3)]], Field(min_length=1, max_length=100)]
 
 class QualityRules(Schema):
@@ -137,7 +137,7 @@ def quality_rules() -> QualityRules:
     "The rules that come with the library"
     return read_checked(files('hpa_fastai')/'assets/quality.json', QualityRules, 'install hpa_fastai again')
 
-# %% ../../nbs/290_data.quality.ipynb #6c71a521
+# %% ../../nbs/290_data.quality.ipynb #32a08bb3
 DARK = 8 # Grey levels (of 255) under which nearly all of a stain lies if it is missing
 
 def _levels(img):
@@ -173,9 +173,9 @@ def measure_quality(
     nuclei = find_nuclei(img)
     return out | nuclei | dict(radius=nuclei['radius']*um)
 
-# %% ../../nbs/290_data.quality.ipynb #222a7984
-LIMITS = dict(sharp=-1.5, clean=-2.75, clipped=.27, alike=.72, roundness=.28, contrast=.55, radius=(1.6, 8.6),
-              small=1.0, misplaced=1.0)
+# %% ../../nbs/290_data.quality.ipynb #2194f935
+LIMITS = dict(sharp=-1.5, clean=-2.75, clipped=.37, alike=.72, roundness=.28, contrast=.55, radius=(1.6, 8.6),
+              small=.77, misplaced=.82)
 
 def flags_of(
     measured, # From `measure_quality`
@@ -194,7 +194,7 @@ def flags_of(
         'stains swapped?': m['misplaced'] > limits['misplaced']}
     return [f'no {c}' for c in missing] + [word for word, o in found.items() if o]
 
-# %% ../../nbs/290_data.quality.ipynb #ddd4676f
+# %% ../../nbs/290_data.quality.ipynb #dc538e3f
 def quality_flags(
     img, # Image (h, w, 4) uint8, channels as `CHANNELS`
     um:float=None, # Its µm per pixel, if known; by default `trained_um`, or .32
@@ -209,7 +209,7 @@ def quality_flags(
     if um and trained_um and not 1/1.5 < um/trained_um < 1.5 and 'scale?' not in flags: flags.append('scale?')
     return flags
 
-# %% ../../nbs/290_data.quality.ipynb #edd298c4
+# %% ../../nbs/290_data.quality.ipynb #61e92d7c
 ADVICE = {
     'empty': 'there is next to no light in any stain: check the intensity range, or leave the image out',
     'no cells': 'no nuclei were found where blue should show them: check which stain is blue, or leave the image out',
