@@ -178,7 +178,7 @@ def by_refit(seen, targets, rows, ask, strength):
     w = linear_change(x, y, z, strength, VIEWS).numpy()
     return sigmoid(seen['logits'][ask] + seen['inputs'][ask]@w.T).mean(1)
 
-WAYS = dict(probe=(by_probe, .3), head=(by_head, 0), refitted=(by_refit, .1))
+WAYS = dict(probe=(by_probe, .1), head=(by_head, 0), refitted=(by_refit, 10.))   # with strengths
 
 # -- protocol
 
