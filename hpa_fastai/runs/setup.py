@@ -23,8 +23,7 @@ from ..data.sampling import SAMPLING, sampling_rule
 from ..data.block import rgby_dls
 from ..models.masks import MaskTask, segment_batch
 from ..models.imagenorm import input_stats
-from ..models.simulated import simulated_args
-from ..models.factory import check_model_args, NETWORKS, rgby_model
+from ..models.factory import check_model_args, NETWORKS, rgby_model, simulated_args
 from ..train.losses import LOSSES, MultiLabelFocalLoss
 from ..train.learner import OPTIMIZERS, rgby_learner
 
