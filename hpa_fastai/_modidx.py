@@ -1600,8 +1600,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'hpa_fastai/models/imagenorm.py'),
                                              'hpa_fastai.models.imagenorm.bestfitting': ( 'models.imagenorm.html#bestfitting',
                                                                                           'hpa_fastai/models/imagenorm.py'),
-                                             'hpa_fastai.models.imagenorm.input_stats': ( 'models.imagenorm.html#input_stats',
-                                                                                          'hpa_fastai/models/imagenorm.py'),
                                              'hpa_fastai.models.imagenorm.minmax': ( 'models.imagenorm.html#minmax',
                                                                                      'hpa_fastai/models/imagenorm.py'),
                                              'hpa_fastai.models.imagenorm.sqrt': ( 'models.imagenorm.html#sqrt',
