@@ -11,6 +11,7 @@
 - `hpa_fastai.data.likeness`: What a network was trained on, and which images are unlike that
 - `hpa_fastai.data.loader`: `PackDL`: a fastai loader that gathers whole batches from a pack
 - `hpa_fastai.data.normalize`: From uint8 batches to a network's normalised floats, in one pass
+- `hpa_fastai.data.quality`: Which images are blurred, too bright, of another size, without cells, or have their stains mixed up
 - `hpa_fastai.data.sampling`: How often an epoch shows each image, so that rare labels are seen often enough
 - `hpa_fastai.data.sources`: Where batches come from: a pack, a folder of files, or your own kind of storage
 - `hpa_fastai.data.symmetries`: The eight symmetries of the square: to augment, to average predictions, and to undo
