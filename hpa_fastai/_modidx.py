@@ -9,6 +9,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'hpa_fastai.arguments.check_numbers': ('arguments.html#check_numbers', 'hpa_fastai/arguments.py'),
                                       'hpa_fastai.arguments.check_output': ('arguments.html#check_output', 'hpa_fastai/arguments.py'),
                                       'hpa_fastai.arguments.check_paths': ('arguments.html#check_paths', 'hpa_fastai/arguments.py'),
+                                      'hpa_fastai.arguments.check_weights': ('arguments.html#check_weights', 'hpa_fastai/arguments.py'),
                                       'hpa_fastai.arguments.command_parser': ('arguments.html#command_parser', 'hpa_fastai/arguments.py'),
                                       'hpa_fastai.arguments.nearest': ('arguments.html#nearest', 'hpa_fastai/arguments.py'),
                                       'hpa_fastai.arguments.set_changes': ('arguments.html#set_changes', 'hpa_fastai/arguments.py'),
