@@ -62,7 +62,7 @@ def line(name, f, *arrays):
 
 def constant_top(y, k):
     "How often one of the `k` most frequent labels is right"
-    return y[:, np.argsort(-y.sum(0))[:k]].any(1).mean()
+    return y[:, np.argsort(y.sum(0))[::-1][:k]].any(1).mean()
 
 def halves(n, times=50, seed=0):
     "Random halves, each with the rest"
@@ -91,7 +91,7 @@ def by_label(probs, y):
     "Print each label's average precision with its interval, beside its frequency"
     ap = average_precision_per_class(probs, y)
     print(f'\n  {"label":30}{"images":>7}{"AP":>7}   95 % interval   chance')
-    for c in np.argsort(-y.sum(0)):
+    for c in np.argsort(y.sum(0))[::-1]:
         if not y[:, c].sum(): continue
         low, high = interval(lambda p, t: average_precision_per_class(p[:, None], t[:, None])[0] if t.any() else np.nan,
                              probs[:, c], y[:, c])

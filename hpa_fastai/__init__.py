@@ -4,12 +4,14 @@
 - `hpa_fastai.choices`: What somebody chose in a file, checked before any work begins
 - `hpa_fastai.cli`: All commands: from a folder of images to a submission
 - `hpa_fastai.cli_predict`: hpa-predict: from a folder of images to a table of labels, with or without training
+- `hpa_fastai.cli_weights`: From somebody's file of weights to a run that every command can open
 - `hpa_fastai.data.augment`: More ways to look at the same cells: turned by any angle, out of focus, noisy, with holes
 - `hpa_fastai.data.block`: From labels and images to fastai's DataLoaders, in one call or with a `DataBlock`
 - `hpa_fastai.data.buffers`: Reusable memory for batches, and sending data to the device
 - `hpa_fastai.data.likeness`: What a network was trained on, and which images are unlike that
 - `hpa_fastai.data.loader`: `PackDL`: a fastai loader that gathers whole batches from a pack
 - `hpa_fastai.data.normalize`: From uint8 batches to a network's normalised floats, in one pass
+- `hpa_fastai.data.quality`: Which images are blurred, too bright, of another size, without cells, or have their stains mixed up
 - `hpa_fastai.data.sampling`: How often an epoch shows each image, so that rare labels are seen often enough
 - `hpa_fastai.data.sources`: Where batches come from: a pack, a folder of files, or your own kind of storage
 - `hpa_fastai.data.symmetries`: The eight symmetries of the square: to augment, to average predictions, and to undo
@@ -23,6 +25,7 @@
 - `hpa_fastai.decide.thresholds`: The best rule for a network's probabilities, and what it will score on new images
 - `hpa_fastai.decide.trust`: A word for each label: trust, look twice, don't
 - `hpa_fastai.decide.tta`: Predict on eight views of each image, and average the predictions
+- `hpa_fastai.explain.atypical`: Images whose features a network has not met before
 - `hpa_fastai.explain.embeddings`: Images as the network sees them: maps of similar images, and nearest neighbours
 - `hpa_fastai.explain.gradcam`: Where in the image does the network see a label? A heat map for each label
 - `hpa_fastai.explain.interpret`: Which labels you can trust, which labels are confused, and the images behind the numbers

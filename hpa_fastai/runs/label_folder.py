@@ -10,7 +10,7 @@ the images, flags those that look wrong, and gives each label a word of trust. `
 # %% auto #0
 __all__ = ['FolderToLabel', 'Opened', 'note_file']
 
-# %% ../../nbs/743_runs.label_folder.ipynb #d69e966e
+# %% ../../nbs/743_runs.label_folder.ipynb #4df606df
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -22,14 +22,16 @@ from fastcore.basics import patch
 
 from .. import __version__
 from ..labels import CHANNELS, DataError
-from ..files import whole_file, write_json
-from ..images.samples import composite, find_samples, open_rgby, resize_rgby
+from ..files import write_json
+from ..images.samples import find_samples, open_rgby, pixel_size, Samples
+from ..images.sheet import contact_sheet
 from ..images.tables import image_table
 from ..data.likeness import careful, is_simulated
+from ..data.quality import quality_flags, UM
 from .adapted import even_batches
 from .scale import check_um, field_tiles
 
-# %% ../../nbs/743_runs.label_folder.ipynb #10d1b92a
+# %% ../../nbs/743_runs.label_folder.ipynb #c79d1751
 class FolderToLabel:
     "A folder of images, a network, and how the one is to be labelled by the other; raises `DataError`"
     def __init__(self,
@@ -49,9 +51,8 @@ class FolderToLabel:
         self.n, self.bs, self.strict = n, bs or predictor.bs, strict
         self.options = dict(channels=channels, bits=bits, um=um, intensity=intensity, keep=keep, adapt=adapt)
         self._check()
-        how = dict(intensity=intensity) if intensity else {}
-        self.samples = find_samples(images, channels=channels, bits=bits, strict=strict, **how)
-        self.missing = getattr(self.samples, 'missing', {})
+        self.samples = find_samples(images, None, channels, bits, strict, um, intensity)
+        self.missing = self.samples.missing
         self._assume()
 
     def _say(self, text):
@@ -76,40 +77,32 @@ def _check(self:FolderToLabel):
     if abs(sets.keep - keep) > 1e-6: raise DataError(f'keep={keep}: the sets of this network were fitted to keep '
                                                      f'{sets.keep}; give that')
 
-# %% ../../nbs/743_runs.label_folder.ipynb #ee8614fa
-def _um_of(source, given):
-    "Micrometres per pixel of a sample: what was given, or what its files tell; None if they don't"
-    if given is not None: return given
-    try: from hpa_fastai.images.samples import pixel_size
-    except ImportError: return None
-    with suppress(DataError, OSError): return pixel_size(source)   # opening it says what is wrong
-
-def _short(x): return f'{x:.3g}'.removeprefix('0')
+# %% ../../nbs/743_runs.label_folder.ipynb #9834a881
+def _um_of(source):
+    "Micrometres per pixel of a sample; None if nobody tells, or if it can't be read: opening it says what is wrong"
+    with suppress(DataError, OSError): return pixel_size(source)
 
 @patch
 def _assume(self:FolderToLabel):
     "Say what is assumed about the scale, and what missing stains cost"
-    p = self.predictor
-    self.said += list(getattr(self.samples, 'assumed', []))   # it has printed them
-    if p.trained_um: self._say(self._scale_line())
-    combinations = Counter(tuple(o) for o in self.missing.values() if o)
+    self.said += self.samples.assumed   # they are printed
+    if self.predictor.trained_um: self._say(self._scale_line())
+    combinations, trust = Counter(tuple(o) for o in self.missing.values() if o), self.predictor.beside.trust
     for stains, count in combinations.most_common(3):
-        if p.beside.trust: self._say(f'{count} of {len(self.samples)} images {p.beside.trust.cost_line(stains)}')
+        if trust: self._say(f'{count} of {len(self.samples)} images {trust.cost_line(stains)}')
 
 @patch
 def _scale_line(self:FolderToLabel):
-    "What is known of the scale, by some of the images"
-    p, given, sources = self.predictor, self.options['um'], list(self.samples.values())
-    found = {_um_of(o, given) for o in sources[::max(1, -(-len(sources)//16))]}
-    width, known = f'{p.size*p.trained_um:.0f} µm', sorted(o for o in found if o)
-    whole = f'taken to be as wide as those of the training, {width}; give um= or --um-per-px if you know it'
-    if not known: return f'{self.images.name}: µm per pixel unknown; each field is {whole}'
-    values = ', '.join(_short(o) for o in known[:4]) + (', …' if len(known) > 4 else '')
+    "What becomes of the scale, by some of the images"
+    p, sources = self.predictor, list(self.samples.values())
+    found = {_um_of(o) for o in sources[::max(1, -(-len(sources)//16))]}
+    name, width = self.images.resolve().name, f'{p.size*p.trained_um:.0f} µm'
+    whole = f'taken to be as wide as those of the training, {width}; give um= or --um-per-px if you know better'
+    if found == {None}: return f'{name}: µm per pixel unknown; each field is {whole}'
     some = f'; where it is unknown, a field is {whole}' if None in found else ''
-    return (f'{self.images.name}: {values} µm per pixel, {"as given" if given else "as the files tell"}, brought to '
-            f'{_short(p.trained_um)}{some}')
+    return f'{name}: all fields are brought to {p.trained_um:.3g} µm per pixel, as in the training{some}'
 
-# %% ../../nbs/743_runs.label_folder.ipynb #ff71dbe0
+# %% ../../nbs/743_runs.label_folder.ipynb #0459984a
 class Opened(NamedTuple):
     "An image that is ready for the networks"
     prepared:object # As `Predictor.prepare` returns it
@@ -120,14 +113,16 @@ def open(self:FolderToLabel,
     source # Source of a sample, as from `find_samples`
 ) -> Opened:
     "Open, check and prepare an image"
-    img, um = open_rgby(source), _um_of(source, self.options['um'])
-    return Opened(self.predictor.prepare(img, um), _quality(img, um, self.predictor.trained_um))
+    img, um = open_rgby(source), _um_of(source)
+    return Opened(self.predictor.prepare(img, um), self._quality(img, um))
 
-def _quality(img, um, trained_um):
-    "Flags of a picture, in words"
-    try: from hpa_fastai.data.quality import quality_flags
-    except ImportError: return []
-    return list(quality_flags(img, um, trained_um))
+@patch
+def _quality(self:FolderToLabel, img, um):
+    "Flags of a picture, in words; of tiny ones nothing can be said"
+    p = self.predictor
+    if um is None and p.trained_um: um = p.size*p.trained_um/max(img.shape[:2])   # as it is shown to the network
+    if min(img.shape[:2])*min(1, (um or UM)/UM) < 48: return []
+    return list(quality_flags(img, um))
 
 # %% ../../nbs/743_runs.label_folder.ipynb #25de00d9
 @patch
@@ -221,7 +216,7 @@ def _adapt(self:FolderToLabel):
     self.predictor, line = self.predictor._adapted(prepared, self.options['adapt'])
     self._say(line)
 
-# %% ../../nbs/743_runs.label_folder.ipynb #c1bef9d5
+# %% ../../nbs/743_runs.label_folder.ipynb #04af5cd2
 @patch
 def look(self:FolderToLabel,
     out=None, # PNG to draw
@@ -229,24 +224,17 @@ def look(self:FolderToLabel,
 ) -> pd.DataFrame: # Id, pixels, µm per pixel, tiles, highest value of each stain, flags
     "See how a folder is understood, without labelling anything"
     ids = [list(self.samples)[k] for k in np.concatenate(even_batches(len(self.samples), most=most))]
-    rows, seen = [], []
+    rows = []
     for i in ids:
         source = self.samples[i]
         try: img = open_rgby(source)
         except DataError as e:
             rows.append(dict(Id=i, Flags=str(e)))
             continue
-        um, top = _um_of(source, self.options['um']), img.reshape(-1, len(CHANNELS)).max(0)
-        tiles, flags = self.predictor.prepare(img, um), _quality(img, um, self.predictor.trained_um)
-        rows.append(dict(Id=i, pixels=f'{img.shape[1]} × {img.shape[0]}', um=um, tiles=len(tiles),
+        um, top = _um_of(source), img.reshape(-1, len(CHANNELS)).max(0)
+        prepared, flags = self.predictor.prepare(img, um), self._quality(img, um)
+        count = len(prepared[0]) if isinstance(prepared, list) else len(prepared)   # of an ensemble, its first run's
+        rows.append(dict(Id=i, pixels=f'{img.shape[1]} × {img.shape[0]}', um=um, tiles=count,
                          **dict(zip(CHANNELS, top.tolist())), Flags=';'.join(flags)))
-        seen.append(resize_rgby(img, 160))
-    if out and seen: _draw(out, seen)
+    if out: contact_sheet(Samples({i: self.samples[i] for i in ids}, missing=self.missing), out, most)
     return pd.DataFrame(rows)
-
-def _draw(out, imgs):
-    "Write a picture with a row for each image: the four stains, each in its colour, and all together"
-    from PIL import Image
-    rows = [np.hstack([composite(img*(np.arange(4) == k).astype(np.uint8)) for k in range(4)] + [composite(img)])
-            for img in imgs]
-    with whole_file(out) as tmp: Image.fromarray(np.vstack(rows)).save(tmp, 'PNG')
