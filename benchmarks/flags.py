@@ -99,14 +99,14 @@ def empty():
 
 OWN = dict(sharp='blurred', clean='blurred', clipped='saturated', small='scale', misplaced='swapped')
 LOW = ('sharp', 'clean')
-ALLOWED = dict(small=.04, misplaced=.055) # Share of real fields beyond a limit; of the others none
+ALLOWED = dict(small=.03, misplaced=.04) # Share of real fields beyond a limit; of the others none
 
-def choose_limit(real, spoilt, allowed, is_low):
-    "The limit that `allowed` of the real ones are beyond, or half way to the spoilt ones where there is a gap"
+def choose_limit(real, spoilt, allowed, is_low, part=.25):
+    "The limit that `allowed` of the real ones are beyond; if none may be, half way to this part of the spoilt ones"
     sign = -1 if is_low else 1
     real, spoilt = sign*np.asarray(real), sign*np.asarray(spoilt)
-    limit, gap = np.quantile(real, 1 - allowed), np.quantile(spoilt, .02)
-    return float(sign*(limit if gap <= limit else (limit + gap)/2))
+    limit, gap = np.quantile(real, 1 - allowed), np.quantile(spoilt, part)
+    return float(sign*(limit if allowed or gap <= limit else (limit + gap)/2))
 
 def choose_limits(table):
     "Limits from the measures of real and spoilt fields"
@@ -115,8 +115,9 @@ def choose_limits(table):
         spoilt = table[table.kind == kind]
         if name == 'small': spoilt = spoilt[spoilt.way == 'half as large']
         if name == 'clean': spoilt = spoilt[spoilt.way.str.contains('noise')]
-        if name == 'sharp': spoilt = spoilt[~spoilt.way.str.contains('noise')]
-        out[name] = choose_limit(real[name], spoilt[name], ALLOWED.get(name, 0), name in LOW)
+        if name == 'sharp': spoilt = table[table.way.eq('twice as large') | table.way.eq('blurred, sigma 1.5 px')]
+        out[name] = choose_limit(real[name], spoilt[name], ALLOWED.get(name, 0), name in LOW,
+                                 part=.02 if name == 'sharp' else .25)
     return out
 
 def flagged(table, limits): return np.array([bool(flags_of(o, limits)) for o in table.to_dict('records')])
