@@ -26,6 +26,7 @@
 - `hpa_fastai.explain.neighbours`: Train a network to find each image's nearest neighbour
 - `hpa_fastai.explain.plots`: Learning curves, F1 of each label, confusions, thresholds, and the worst images
 - `hpa_fastai.files`: Files that are either complete or absent, and hold what they should
+- `hpa_fastai.images.cells`: Find every cell of a field, at any magnification, without any training
 - `hpa_fastai.images.competition`: Get them from Kaggle, and unpack them without harm
 - `hpa_fastai.images.download`: Get images of the Human Protein Atlas
 - `hpa_fastai.images.duplicates`: Find images of the same field, shifted, brighter or noisier, among all pairs
