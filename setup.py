@@ -26,7 +26,7 @@ setup(
     long_description=(root/'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     packages=find_packages(include=['hpa_fastai', 'hpa_fastai.*']),
-    package_data={'hpa_fastai': ['assets/*', 'assets/recipes/*']},
+    package_data={'hpa_fastai': ['assets/*', 'assets/*/*', 'assets/*/*/*']},
     install_requires=cfg['requirements'].split(),
     extras_require={o: cfg[f'{o}_requirements'].split() for o in ('dev', 'stacking', 'distributed')},
     entry_points={

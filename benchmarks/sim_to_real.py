@@ -49,7 +49,7 @@ def read_stains(folder, image_id):
 def read_real(folder, table=None):
     "Images (h, w, 3 or 4) uint8, their label sets and their names"
     folder = Path(folder)
-    named = sorted(o for o in folder.iterdir() if re.match(r'\d+-.*\.(jpe?g|png)$', o.name))
+    named = sorted(o for o in folder.iterdir() if re.match(r'\d{1,2}-.*\.(jpe?g|png)$', o.name))
     if named: return [read_composite(o) for o in named], [o.name.split('-')[0] for o in named], [o.name for o in named]
     table = Path(table) if table else next(folder.glob('*.csv'), None)
     if not table: raise DataError(f'{folder}: no CLASS-….jpg and no CSV; name the label list with --csv')

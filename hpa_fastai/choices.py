@@ -208,6 +208,7 @@ RANGES = dict(
     moms=list_of(_p, 'numbers from 0 to 1', 3, 3), wd=number(0, 10),
     patience=whole(1, 10_000), factor=_p, min_lr=number(0, 100), min_delta=number(0, 1000),        # schedules
     steepness=positive(10_000), halves=whole(1, 1000), n_boot=whole(1, 1000), prior_count=_times,  # rules
+    passes=whole(1, 1000), strength=positive(10**6),                                               # probe
     seed=whole(0, 2**32 - 1))
 
 # %% ../nbs/040_choices.ipynb #b478ad61

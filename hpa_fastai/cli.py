@@ -8,7 +8,7 @@ on standard error, with exit status 2, and a job that was stopped resumes when y
 
 # %% auto #0
 __all__ = ['command', 'hpa_simulate', 'hpa_download', 'hpa_merge', 'hpa_pack', 'hpa_train', 'hpa_recipes', 'hpa_report',
-           'hpa_compare', 'hpa_ensemble', 'hpa_predict', 'hpa_check']
+           'hpa_compare', 'hpa_ensemble', 'hpa_check']
 
 # %% ../nbs/900_cli.ipynb #cadaf09d
 import os, signal, sys, warnings
@@ -267,25 +267,6 @@ def hpa_ensemble(
     ensemble_runs(runs, out, how=how, thresholds=thresholds)
     from hpa_fastai.runs.report import write_report
     print(f'The whole story: {write_report(out, packs=packs)}')
-
-# %% ../nbs/900_cli.ipynb #fddc0093
-@command('run', 'images', 'out')
-def hpa_predict(
-    run:str=None, # Required. Folder of a run that hpa-train finished
-    images:str=None, # Required. Folder of images, four files for each sample or one
-    out:str=None, # Required. CSV to write: Id; Labels, the most probable first; a probability for each label
-    tta:int=None, # Symmetric views of each image: 1, 4 or 8; by default as in the run
-    bs:int=None, # Images at a time; by default as in the run's training
-    device:str=None, # 'cpu', 'cuda', 'mps'; by default the best there is
-    channels:str=None, # What names of files or planes mean: 'red=Cy5, green=FITC, blue=DAPI'
-    bits:int=None, # Bits that 16-bit files use, such as 12; by default found from the images
-    strict:store_true=False # Stop at the first image that can't be read; by default the others are labelled
-):
-    "Say where the protein sits in each image of a folder"
-    from hpa_fastai.runs.predictor import Predictor
-    df = Predictor.load(run, device=device).predict_folder(images, out, n=tta, bs=bs, strict=strict,
-                                                           channels=channels, bits=bits)
-    print(f'{out}: {len(df)} images labelled')
 
 # %% ../nbs/900_cli.ipynb #7a3f7ccb
 @command('data')

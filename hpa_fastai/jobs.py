@@ -20,11 +20,12 @@ from .files import whole_file
 
 # %% ../nbs/050_jobs.ipynb #730b3fd7
 def source_files(
-    source # `{channel: path}`, one path, or what has one of these as `files`; anything else has no files
+    source # `{channel: path}`, one path, or what has one of these as `files`; a path may be a tuple of several
 ) -> list: # Of `Path`, in the order of the channels' names
     "The files of a sample"
     source = getattr(source, 'files', source)
     files = [source[k] for k in sorted(source)] if isinstance(source, dict) else [source]
+    files = [o for several in files for o in (several if isinstance(several, tuple) else [several])]
     return [Path(o) for o in files if isinstance(o, (str, Path))]
 
 def source_name(
@@ -40,7 +41,7 @@ def file_stamps(
     "Note what can be known of the samples' files without opening them"
     found = []
     for i, source in samples.items():
-        how = str(source[1:]) if hasattr(source, 'files') else ''   # it is to be read: planes and bits
+        how = getattr(source, 'how', '')   # it is to be read: planes, bits and limits
         for n, file in enumerate(source_files(source)):
             with suppress(OSError, ValueError):
                 stat = file.stat()

@@ -121,10 +121,10 @@ def test_good_images_are_labelled_and_bad_ones_listed(tmp_path, run, capsys):
     printed = capsys.readouterr().out
     assert '14 of 30 images could not be read' in printed and '4 more' in printed
     assert printed.count('not a whole image') == 10
-    assert names(tmp_path) == ['images', 'labels.csv', 'labels.errors.csv']
+    assert names(tmp_path) == ['images', 'labels.csv', 'labels.errors.csv', 'labels.json']
     for i in bad: (images/f'{i}.npy').unlink()
     pd.testing.assert_frame_equal(predict(run, images, out)[['Id', 'Labels']], df[['Id', 'Labels']])
-    assert names(tmp_path) == ['images', 'labels.csv']
+    assert names(tmp_path) == ['images', 'labels.csv', 'labels.json']
 
 def test_strict_stops_at_the_first(tmp_path, run):
     images = write_images(tmp_path/'images', bad=(5,))
@@ -211,7 +211,7 @@ def test_killed_and_started_twice_at_once(tmp_path, run):
     both = [start(run, images, out, 0) for _ in range(2)]
     assert [o.wait() for o in both] == [0, 0]
     assert out.read_bytes() == (tmp_path/'whole.csv').read_bytes()
-    assert names(tmp_path) == ['images', 'labels.csv', 'whole.csv']
+    assert names(tmp_path) == ['images', 'labels.csv', 'labels.json', 'whole.csv', 'whole.json']
 
 @pytest.mark.parametrize('where', ['os.fsync', '_finish'])
 def test_killed_while_gaps_are_closed(tmp_path, monkeypatch, where):

@@ -55,7 +55,7 @@ def test_dimmer_field():
 
 class Known:
     "A predictor that counts what it is shown"
-    size, bs, labels, runs = 32, 4, ['a', 'b'], []
+    size, bs, labels, runs, trained_um = 32, 4, ['a', 'b'], [], None
     def __init__(self, most=10**9): self.shown, self.most = 0, most
     def prepare(self, img): return img
     def embed(self, prepared): return np.ones((len(prepared), 3), np.float32)

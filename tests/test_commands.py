@@ -2,14 +2,16 @@
 import re, subprocess, sys
 import pytest
 
-from hpa_fastai import cli
+from hpa_fastai import cli, cli_predict
 
-names = [o for o in dir(cli) if o.startswith('hpa_') and hasattr(getattr(cli, o), 'main')]
+commands = {name: f for module in (cli, cli_predict) for name, f in vars(module).items()
+            if name.startswith('hpa_') and hasattr(f, 'main')}
+names = sorted(commands)
 
 def answer(capsys, line):
     "The one line on standard error that a wrong command line is answered with"
     name, *words = line.split()
-    with pytest.raises(SystemExit) as e: getattr(cli, name.replace('-', '_')).main(words)
+    with pytest.raises(SystemExit) as e: commands[name.replace('-', '_')].main(words)
     out, err = capsys.readouterr()
     assert e.value.code == 2 and out == '' and err.startswith(f'{name}: ') and err.count('\n') == 1, err
     return err
@@ -57,12 +59,19 @@ def test_unknown_option(capsys, name):
     ('hpa-predict --run cells --images cells --out cells', 'give the name of a file'),
     ('hpa-predict --run cells --images cells --out new --tta 3', 'choose 1, 4 or 8 views'),
     ('hpa-predict --run cells --images cells --out new --bs 0', '--bs 0'),
+    ('hpa-predict --run simulatde --images cells --out new', '--run simulatde: no such folder'),
+    ('hpa-predict --images cells --out new --weights none.pth', 'none.pth: no such file or folder'),
+    ('hpa-predict --images cells --out new --um-per-px 0', '--um-per-px 0'),
+    ('hpa-predict --images cells --out new --keep 90', '--keep 90'),
+    ('hpa-predict --images cells --out new --adapt 2', '--adapt 2'),
+    ('hpa-predict --images cells --out new --intensity plates', 'did you mean plate?'),
+    ('hpa-predict --run cells --weights file --images cells --out new', 'give one of them'),
     ('hpa-check none.csv --data cells', 'none.csv: no such file'), ('hpa-check file --data file', '--data file: is a file')])
 def test_wrong_words(capsys, here, line, part): assert part in answer(capsys, line)
 
 @pytest.mark.parametrize('name', names)
 def test_help(capsys, name):
-    with pytest.raises(SystemExit) as e: getattr(cli, name).main(['--help'])
+    with pytest.raises(SystemExit) as e: commands[name].main(['--help'])
     text = capsys.readouterr().out
     assert not e.value.code and f'examples:\n  {name.replace("_", "-")}' in text
     usage = text.partition('\n\n')[0]

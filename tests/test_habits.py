@@ -61,7 +61,7 @@ def expected(learn, folder, pack):
     predictor = Predictor([learn.model], None, pack.size, *pack.stats(pack.index(learn.dls.train.items)), device='cpu',
                           views=dict(n=1))
     imgs = [open_rgby(o) for o in find_samples(folder/'test').values()]
-    with mock.patch('hpa_fastai.runs.predictor.best_autocast', lambda device: nullcontext()):   # as in the learner
+    with mock.patch('hpa_fastai.runs.networks.best_autocast', lambda device: nullcontext()):   # as in the learner
         return torch.from_numpy(predictor.predict_probs(imgs))
 
 def test_predict_labels_a_new_image(either, expected, folder):

@@ -5,7 +5,7 @@ from functools import cache
 import cv2, numpy as np, pandas as pd, pytest, torch
 
 from hpa_fastai.labels import LABELS
-from hpa_fastai.cli import hpa_predict
+from hpa_fastai.cli_predict import hpa_predict
 from hpa_fastai.files import read_json, write_json
 from hpa_fastai.images.samples import find_samples, open_rgby, resize_rgby
 from hpa_fastai.data.likeness import describe_training
@@ -71,7 +71,7 @@ def test_unlike_images_are_called_so(run, real, capsys, tmp_path):
     df, said = predict(run, real, capsys, out=tmp_path/'labels.csv', bs=5)
     assert said.count('Careful') == 1 and 'simulated cells' in said and '12 of these 12 images are unlike' in said
     written = pd.read_csv(tmp_path/'labels.csv')
-    assert list(written.columns) == ['Id', 'Labels', 'Unlike', *LABELS]
+    assert list(written.columns) == ['Id', 'Labels', 'Flags', 'Unlike', *LABELS]
     assert written.Unlike.str.contains('darker').any()
 
 def test_the_command_says_it(run, real, capsys, tmp_path):

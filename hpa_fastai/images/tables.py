@@ -99,7 +99,7 @@ def _check_strict(rows, strict):
     errors = rows.error[rows.error != '']
     if strict and len(errors): raise DataError(errors.iloc[0])
 
-def _fill(samples, answer, prepare, bs, parts, strict):
+def _fill(samples, answer, open_one, bs, parts, strict):
     "The rows of all images; with `parts`, those that are there are not asked for again"
     ids, sources = list(samples), list(samples.values())
     batches = range(0, -(-len(ids)//bs))
@@ -107,7 +107,7 @@ def _fill(samples, answer, prepare, bs, parts, strict):
     todo = [k for k in batches if done[k] is None]
     for k in batches:
         if done[k] is not None: _check_strict(done[k], strict)
-    for k, imgs in _opened(sources, todo, bs, lambda o: prepare(open_rgby(o))):
+    for k, imgs in _opened(sources, todo, bs, open_one):
         done[k] = _rows(ids[k*bs:(k + 1)*bs], imgs, answer)
         _check_strict(done[k], strict)
         if parts: parts.write(k, done[k])
@@ -125,24 +125,26 @@ def _split(frames):
 
 # %% ../../nbs/190_images.tables.ipynb #cb067306
 def image_table(
-    images, # Folder of images, in any layout that `find_samples` knows
+    images, # Folder of images, in any layout that `find_samples` knows; or the samples that it found
     answer, # Function of a list of Ids and a list of images that gives a table with the column Id, a row for each
     prepare=noop, # Function of an image (height, width, 4) uint8 that gives what `answer` takes; runs in a thread
     bs:int=32, # Images in a batch
     out=None, # CSV to write
     job:dict=None, # What the rows depend on, as JSON can hold it; by default unknown
     strict:bool=False, # Is an image that can't be read an error? If not, it is left out and listed
+    open_one=None, # Function of a source that gives what `answer` takes; by default `prepare(open_rgby(source))`
     **kwargs # Passed to `find_samples`: `channels`, `bits`
 ) -> pd.DataFrame: # The rows of all images that could be read, in the order of their Ids
     "Compute a row for each image of a folder; resumes where an earlier start was stopped; raises `DataError`"
-    samples = find_samples(images, strict=strict, **kwargs)
-    if out is None: df, errors = _split(_fill(samples, answer, prepare, bs, None, strict))
+    samples = images if isinstance(images, dict) else find_samples(images, strict=strict, **kwargs)
+    if open_one is None: open_one = lambda o: prepare(open_rgby(o))
+    if out is None: df, errors = _split(_fill(samples, answer, open_one, bs, None, strict))
     else:
         stamps = zlib.crc32(file_stamps(samples).to_csv().encode())
         job = dict(images=len(samples), stamps=stamps, bs=bs, job=job or uuid4().hex)
         with one_at_a_time(out):
             parts = TableParts(out, job)
-            df, errors = _split(_fill(samples, answer, prepare, bs, parts, strict))
+            df, errors = _split(_fill(samples, answer, open_one, bs, parts, strict))
             parts.finish(df)
             write_errors(out, errors)
     if errors: print(errors_text(errors, len(samples), 'images', out))

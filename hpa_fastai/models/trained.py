@@ -22,6 +22,7 @@ from ..labels import CHANNELS, DataError, LABELS
 from ..files import Count, Fraction, Pixels, read_checked, read_json, Schema, write_json
 from ..data.likeness import TrainedOn
 from .stems import STEMS
+from .imagenorm import IMAGE_NORMS
 from .heads import HEADS
 from .factory import check_model_args
 
@@ -35,6 +36,10 @@ class NetworkConfig(Schema, extra='allow'):
     input_norm:bool=False
     stains:list[Literal[CHANNELS]]|None=None
     stem_pool:bool=False
+    image_norm:Literal[tuple(IMAGE_NORMS)]|None=None
+    tokens:Literal['class', 'all']|None=None
+    layer_eps:Fraction|None=None
+    head_args:dict[str, Pixels|list[Pixels]]|None=None
 
     def arguments(self,
         where # File that an error begins with
@@ -47,7 +52,7 @@ class NetworkConfig(Schema, extra='allow'):
 class LabelNetworkConfig(NetworkConfig):
     "A network with an output for each label"
     n_out:Annotated[int, Field(ge=1, le=10_000)]
-    head:Literal[tuple(HEADS)]='concat'
+    head:Literal[(*HEADS, 'features')]='concat'
 
 class ViewsConfig(Schema):
     "The views that a network predicts on: arguments of `DihedralTTA`"
@@ -67,12 +72,20 @@ class RunConfig(Schema):
     size:Pixels
     mean:PerChannel
     std:PerChannel
-    labels:Annotated[list[str], Field(min_length=1, max_length=10_000)]
+    labels:Annotated[list[str], Field(max_length=10_000)]
     views:ViewsConfig=ViewsConfig()
     bs:Annotated[Count, Field(le=8192)]=32
     neighbours:bool=False
     networks:dict[str, Sha256]={}
     trained_on:TrainedOn|None=None
+    um_per_px:Annotated[float, Field(gt=0, le=100)]|None=None
+    single_cells:bool=False
+    source:str|None=None
+    licence:str|None=None
+
+    @property
+    def gives_features(self) -> bool: # Rather than probabilities of labels
+        return self.model.head == 'features'
 
 # %% ../../nbs/370_models.trained.ipynb #34774574
 def save_config(
@@ -85,12 +98,13 @@ def save_config(
     views:dict=None, # Views each network predicts on: arguments of `DihedralTTA`
     bs:int=32, # Images in a batch
     neighbours:bool=False, # Does each fold have a second network and known images that pass labels on?
-    trained_on:TrainedOn=None # What the networks learn from, if it is known
+    trained_on:TrainedOn=None, # What the networks learn from, if it is known
+    **kwargs # Further fields of `RunConfig`: `um_per_px`, `single_cells`, `source`, `licence`
 ):
     "Write model.json: how to build a run's networks, and how to prepare images for them"
     config = dict(format=1, model=model, size=size, mean=list(mean), std=list(std), labels=list(labels))
     config |= dict(views=views or {}, bs=bs, neighbours=neighbours)
-    write_json(Path(path)/'model.json', config | dict(trained_on=trained_on and trained_on.model_dump()))
+    write_json(Path(path)/'model.json', config | dict(trained_on=trained_on and trained_on.model_dump(), **kwargs))
 
 # %% ../../nbs/370_models.trained.ipynb #e30cea42
 _again = 'start the same hpa-train again, it goes on'
@@ -103,7 +117,7 @@ def read_config(
     if not file.exists(): raise DataError(f'{file}: missing; give the folder of a run that hpa-train finished')
     config = read_checked(file, RunConfig, f'take the file as hpa-train wrote it, or update hpa_fastai')
     config.model.arguments(file)
-    if len(config.labels) != config.model.n_out:
+    if len(config.labels) != (0 if config.gives_features else config.model.n_out):
         raise DataError(f'{file}: names {len(config.labels)} labels for a network with {config.model.n_out}; '
                         'take the file as hpa-train wrote it')
     return config

@@ -11,6 +11,7 @@ __all__ = ['SAFE_TORCH', 'save_weights', 'check_pickle', 'read_weights', 'load_w
 
 # %% ../../nbs/300_models.weights.ipynb #cadaf09d
 import tarfile, zipfile
+from argparse import Namespace
 from pathlib import Path
 
 import safetensors.torch
@@ -59,6 +60,13 @@ def _why_no_weights(weights, nbytes):
     broken = [k for k, v in weights.items() if v.isnan().any()]
     if broken: return f'{broken[0]!r:.80} holds nan; the training that wrote it failed: take other weights'
 
+def _loaded(path):
+    "What a file holds under `state_dict`, `model` or `teacher`, or itself"
+    with torch.serialization.safe_globals([Namespace]):
+        found = load_state_dict(str(path), device='cpu', weights_only=True)
+    if not isinstance(found.get('teacher'), dict): return found
+    return {k.removeprefix('module.'): v for k, v in found['teacher'].items()}
+
 def read_weights(
     path # A `.safetensors` file, or a `.pth` file that holds tensors only
 ) -> dict: # Tensors by name
@@ -68,7 +76,7 @@ def read_weights(
         raise DataError(f'{path}: no such file; give the path of a .safetensors or .pth file')
     if path.suffix != '.safetensors': check_pickle(path)
     try:
-        weights = load_state_dict(str(path), device='cpu', weights_only=True)
+        weights = _loaded(path)
         why = _why_no_weights(weights, path.stat().st_size)
     except Exception as e:
         reason = ' '.join(str(e).split())[:150]

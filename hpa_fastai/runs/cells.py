@@ -11,7 +11,7 @@ cell alone."""
 # %% auto #0
 __all__ = ['WIDTH', 'cell_crops', 'predict_cells', 'predict_cells_folder']
 
-# %% ../../nbs/748_runs.cells.ipynb #f64fc7e9
+# %% ../../nbs/748_runs.cells.ipynb #147fe444
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,15 +25,14 @@ from fastai.vision.all import progress_bar
 from .. import __version__
 from ..labels import DataError
 from ..files import one_at_a_time, whole_file, write_json
-from ..jobs import attempt, errors_text, file_stamps, write_errors
-from ..images import samples as _samples
-from ..images.samples import find_samples, open_rgby
+from ..jobs import attempt, errors_text, file_stamps, source_name, write_errors
+from ..images.samples import find_samples, open_rgby, pixel_size
 from ..images.tables import TableParts
 from ..images.cells import cell_places, find_cells
-from ..train.learner import best_autocast
-from ..explain.embeddings import features
+from .label_folder import note_file
+from .scale import check_um
 
-# %% ../../nbs/748_runs.cells.ipynb #15f52cbe
+# %% ../../nbs/748_runs.cells.ipynb #3fcbf618
 WIDTH = 60.   # µm
 
 def _square(a, x, y, side):
@@ -45,7 +44,7 @@ def _square(a, x, y, side):
     out[t-top:b-top, l-left:r-left] = a[t:b, l:r]
     return out
 
-# %% ../../nbs/748_runs.cells.ipynb #a1e5771d
+# %% ../../nbs/748_runs.cells.ipynb #bc71b05b
 def cell_crops(
     img, # Image (h, w, 4) uint8
     mask, # Numbers (h, w) of cells, 0 outside, as from `find_cells`
@@ -57,7 +56,8 @@ def cell_crops(
 ) -> np.ndarray: # (cells, size, size, 4) uint8
     "Cut out cells, each in the middle of a square; raises `DataError`"
     if mask.shape != img.shape[:2]:
-        raise DataError(f'a field of {img.shape[1]} × {img.shape[0]} pixels, but its mask is {mask.shape[::-1]}; give them in one size')
+        raise DataError(f'a field of {img.shape[1]} × {img.shape[0]} pixels, but its mask is {mask.shape[::-1]}; '
+                        'give both in one size')
     places, side = cell_places(mask, um).set_index('Cell'), max(1, round(width/um))
     crops = []
     for o in places.loc[places.index if cells is None else list(cells)].itertuples():
@@ -67,18 +67,14 @@ def cell_crops(
         crops.append(cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR))
     return np.stack(crops) if crops else np.zeros((0, size, size, len(img.T)), np.uint8)
 
-# %% ../../nbs/748_runs.cells.ipynb #975f01b3
+# %% ../../nbs/748_runs.cells.ipynb #5873fb89
 def _embedded(predictor, crops):
     "Embeddings (n, features) of cells, each of length 1"
-    if hasattr(predictor, 'embed'): return predictor.embed([predictor.prepare(o) for o in crops])
-    first = getattr(predictor, 'members', [predictor])[0]
-    x = first.normalise.batch_of(list(crops), first.device, first.size)
-    with best_autocast(first.device): return features(first.models[0], x).cpu().numpy()
+    return predictor.embed([predictor.prepare(o) for o in crops])
 
 def _width(predictor):
     "Width of a square in µm, by what the networks were trained on"
-    um = getattr(predictor, 'trained_um', None)
-    return predictor.size*um if um else WIDTH
+    return predictor.size*predictor.trained_um if predictor.trained_um else WIDTH
 
 def _table(predictor, img, um, mask, width, alone, n, bs, embed):
     "Rows of a field's cells, and their embeddings if `embed`"
@@ -93,7 +89,7 @@ def _table(predictor, img, um, mask, width, alone, n, bs, embed):
     df = pd.concat([df, pd.DataFrame(probs.round(4), columns=predictor.labels)], axis=1)
     return df, np.concatenate([o for _, o in rows[1:]]) if embed and len(df) else None
 
-# %% ../../nbs/748_runs.cells.ipynb #29703861
+# %% ../../nbs/748_runs.cells.ipynb #0e662774
 def predict_cells(
     predictor, # A `Predictor`
     img, # Field (h, w, 4) uint8
@@ -108,7 +104,7 @@ def predict_cells(
     mask = find_cells(img, um) if mask is None else mask
     return _table(predictor, img, um, mask, width, alone, n, bs or predictor.bs, False)[0]
 
-# %% ../../nbs/748_runs.cells.ipynb #71d0345e
+# %% ../../nbs/748_runs.cells.ipynb #6484f7f0
 def _anndata_parts(df, embeddings, labels, note):
     "Arguments of `AnnData`: embeddings, a row per cell, probabilities, places, and where it comes from"
     def plain(o): return o if o.dtype.kind in 'biuf' else o.astype(object)
@@ -128,7 +124,7 @@ def _anndata():
                         '.parquet') from None
     return AnnData
 
-# %% ../../nbs/748_runs.cells.ipynb #fee401ef
+# %% ../../nbs/748_runs.cells.ipynb #c0d6d184
 def _check_out(out):
     "Refuse files that can't be written; is it one with embeddings?"
     suffix = Path(out).suffix.lower()
@@ -137,30 +133,37 @@ def _check_out(out):
     if suffix == '.h5ad': _anndata()
     return suffix == '.h5ad'
 
-def _um_of(source, img, um, predictor):
-    "µm per pixel of an image: as given, as its files tell, or as wide as the fields of the training; raises `DataError`"
-    told = getattr(_samples, 'pixel_size', lambda source: None)
-    trained = getattr(predictor, 'trained_um', None)
-    um = um or told(source) or (trained and predictor.size*trained/max(img.shape[:2]))
+def _um_of(source, img, predictor):
+    "µm per pixel: as given or as the files tell, or as if the field were as wide as those of the training"
+    um = pixel_size(source) or (predictor.trained_um and predictor.size*predictor.trained_um/max(img.shape[:2]))
     if um: return um
-    raise DataError('its µm per pixel are unknown; give um= (or --um-per-px), the width of a pixel in the sample')
+    raise DataError(f'{source_name(source)}: its µm per pixel are unknown; give um= (or --um-per-px), the width of a '
+                    'pixel in the sample')
 
-# %% ../../nbs/748_runs.cells.ipynb #85e70a25
+def _scale_line(samples, predictor):
+    "What is assumed about the width of pixels; raises `DataError` where nothing can be"
+    source = next(iter(samples.values()))
+    if pixel_size(source): return ''
+    if not predictor.trained_um: _um_of(source, np.zeros((1, 1)), predictor)
+    return (f'µm per pixel unknown; each field is taken to be as wide as those of the training, {_width(predictor):.0f} '
+            'µm; give um= or --um-per-px if you know better')
+
+# %% ../../nbs/748_runs.cells.ipynb #bfdc1077
 _images_kept = 8
 
-def _opened(i, source, um, predictor, cut):
+def _opened(source, predictor, cut):
     "A field, its scale and the mask of its cells"
     img = open_rgby(source)
-    um = _um_of(source, img, um, predictor)
+    um = _um_of(source, img, predictor)
     return img, um, find_cells(img, um, cut=cut)
 
-def _rows_of(i, source, predictor, um, cut, embed, strict, bs, **kwargs):
+def _rows_of(i, source, predictor, cut, embed, strict, **kwargs):
     "Rows of an image in the making: columns Id and error, and the embeddings as columns with numbers"
-    try: img, um, mask = attempt(lambda o: _opened(i, o, um, predictor, cut), source)
+    try: img, um, mask = attempt(lambda o: _opened(o, predictor, cut), source)
     except DataError as e:
         if strict: raise
         return pd.DataFrame(dict(Id=[i], Cell=[0], error=[str(e)]))
-    df, embeddings = _table(predictor, img, um, mask, bs=bs or predictor.bs, embed=embed, **kwargs)
+    df, embeddings = _table(predictor, img, um, mask, embed=embed, **kwargs)
     if not len(df): return pd.DataFrame(dict(Id=[i], Cell=[0], error=['']))
     df.insert(0, 'Id', i)
     df = df.assign(error='')
@@ -175,7 +178,7 @@ def _job(predictor, samples, options):
     images = file_stamps(samples).astype(str).to_numpy().tolist()
     return dict(version=__version__, runs=stamps or uuid4().hex, images=images, options=options)
 
-# %% ../../nbs/748_runs.cells.ipynb #85521390
+# %% ../../nbs/748_runs.cells.ipynb #6e9a91c1
 def _write(out, df, embeddings, labels, note):
     "Write the table of cells, whole or not at all"
     with whole_file(out) as tmp:
@@ -183,13 +186,14 @@ def _write(out, df, embeddings, labels, note):
         if suffix == '.csv': df.to_csv(tmp, index=False)
         elif suffix == '.parquet': df.to_parquet(tmp, index=False)
         else: _anndata()(**_anndata_parts(df, embeddings, labels, note)).write_h5ad(tmp)
-    write_json(Path(out).with_suffix('.json'), note)
+    write_json(note_file(out), note)
 
 def _finished(frames, labels):
-    "Table of the cells, their embeddings, Id → error, and Ids without cells; raises `DataError` if nothing could be read"
+    "Table of the cells, their embeddings, Id → error, and Ids without cells; raises `DataError` if there are none"
     rows = pd.concat(frames, ignore_index=True)
     errors = {i: e for i, e in zip(rows.Id, rows.error) if e}
-    if len(errors) == len(rows): raise DataError(f'none of {len(errors)} images has cells; the first: {next(iter(errors.values()))}')
+    if len(errors) == len(rows):
+        raise DataError(f'none of {len(errors)} images could be read; the first: {next(iter(errors.values()))}')
     none = list(rows.Id[(rows.Cell == 0) & (rows.error == '')])
     rows = rows[rows.Cell > 0].reset_index(drop=True).drop(columns='error')
     if not len(rows): raise DataError(f'no cells in any of {len(none)} images; look at the width of a pixel, um=, and '
@@ -198,7 +202,7 @@ def _finished(frames, labels):
     whole = dict.fromkeys(['Cell', 'Left', 'Top', 'Right', 'Bottom'], int)
     return rows.drop(columns=numbers).astype(whole | dict(Cut=bool)), rows[numbers].to_numpy(), errors, none
 
-# %% ../../nbs/748_runs.cells.ipynb #947cfd94
+# %% ../../nbs/748_runs.cells.ipynb #51277341
 def predict_cells_folder(
     predictor, # A `Predictor`
     images, # Folder of images, in any layout that `find_samples` knows
@@ -214,20 +218,23 @@ def predict_cells_folder(
 ) -> pd.DataFrame: # Id, then as from `predict_cells`
     "Label the cells of all images in a folder; raises `DataError`"
     embed = _check_out(out) if out else False
-    samples = find_samples(images, strict=strict, **kwargs)
-    options = dict(um=um, width=width or _width(predictor), alone=alone, cut=cut, n=n)
-    each = dict(options, predictor=predictor, embed=embed, strict=strict, bs=bs)
+    check_um(um)
+    samples = find_samples(images, strict=strict, um=um, **kwargs)
+    if line := _scale_line(samples, predictor): print(line)
+    options = dict(width=width or _width(predictor), alone=alone, cut=cut, n=n)
+    each = dict(options, predictor=predictor, embed=embed, strict=strict, bs=bs or predictor.bs)
     with one_at_a_time(out) if out else nullcontext():
-        parts = TableParts(out, _job(predictor, samples, options | dict(embed=embed, **kwargs))) if out else None
+        parts = TableParts(out, _job(predictor, samples, options | dict(um=um, embed=embed, **kwargs))) if out else None
         df, embeddings, errors, none = _finished(_fill(samples, parts, each), predictor.labels)
         note = dict(hpa_fastai=__version__, network=[str(o) for o in predictor.runs], images=len(samples),
-                    cells=len(df), without_cells=none, **options)
+                    cells=len(df), without_cells=none, said=[*samples.assumed, *filter(None, [line])], um=um, **options)
         if out:
             _write(out, df, embeddings, predictor.labels, note)
             write_errors(out, errors)
             shutil.rmtree(parts.path)
     if errors: print(errors_text(errors, len(samples), 'images', out))
-    if none: print(f'{len(none)} of {len(samples)} images have no cells: {", ".join(none[:3])}{", …" if none[3:] else ""}')
+    more = ', …' if none[3:] else ''
+    if none: print(f'{len(none)} of {len(samples)} images have no cells: {", ".join(none[:3])}{more}')
     return df
 
 def _fill(samples, parts, each):

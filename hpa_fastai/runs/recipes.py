@@ -48,7 +48,8 @@ class Phase:
 
 # %% ../../nbs/700_runs.recipes.ipynb #13c5743c
 _body = text(r'[\w.-]+', 'the name of a network, such as resnet34')
-_weights = text(r'imagenet|none|.+\.(safetensors|pth)', 'imagenet, none, or the path of a .safetensors or .pth file')
+_weights = text(r'imagenet|simulated|none|.+\.(safetensors|pth)',
+                'imagenet, simulated, none, or the path of a .safetensors or .pth file')
 _label_list = list_of(whole(0, len(LABELS) - 1), f'label numbers, 0 to {len(LABELS) - 1}')
 
 @dataclass
@@ -85,7 +86,7 @@ class Recipe:
     body:_body='resnet34' # A timm network, or a key of `hpa_fastai.models.factory.NETWORKS`
     stem:str='mean' # Start of the fourth channel's filters, a key of `hpa_fastai.models.stems.STEMS`
     head:str='concat' # Layers from features to labels, a key of `hpa_fastai.models.heads.HEADS`
-    weights:_weights='imagenet' # Weights to start from: `'imagenet'`, the path of a file, or `'none'`
+    weights:_weights='imagenet' # Weights to start from: `'imagenet'`, `'simulated'`, the path of a file, or `'none'`
     dropout:number(0, 1)=.5 # Dropout in the head
     model_args:dict=field(default_factory=dict) # Further arguments of `rgby_model`
     # what an epoch shows

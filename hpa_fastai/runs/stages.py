@@ -27,7 +27,7 @@ from ..models.trained import save_config
 from ..train.processes import Processes
 from ..decide.submission import read_probs, write_probs
 from ..explain.neighbours import KnownImages, read_near, write_near
-from .setup import check_network, recipe_dls, recipe_learner
+from .setup import check_network, recipe_dls, recipe_learner, recipe_stats
 from .fold import check_recipe, dependent_choices, fold_neighbours, read_trained, recipe_views, train_fold
 from .folder import add_near, describe_data
 from .predictor import Predictor
@@ -166,8 +166,9 @@ def train(self:RunJob,
     learn = recipe_learner(self.own_recipe, self.batches(k), weights.parent, 'none' if trained else None)
     with self.timer('train'), self.processes.team.together(learn):
         if not read_trained(learn): train_fold(learn, recipe, self.data.targs[self.learns_from(k)])
-    save_config(self.out, learn.model.config, recipe.size, *self.train_pack.stats(), views=recipe_views(recipe),
-                bs=recipe.bs, neighbours=recipe.neighbours is not None, trained_on=self.trained_on)
+    save_config(self.out, learn.model.config, recipe.size, *recipe_stats(recipe, self.train_pack),
+                views=recipe_views(recipe), bs=recipe.bs, neighbours=recipe.neighbours is not None,
+                trained_on=self.trained_on)
     return learn
 
 # %% ../../nbs/750_runs.stages.ipynb #17e9a472
@@ -177,7 +178,7 @@ def predict(self:RunJob,
     learn # Its trained `Learner`
 ):
     "Predict the held-out images of fold `k`, and the test images"
-    predictor = Predictor([learn.model], None, self.recipe.size, *self.train_pack.stats(),
+    predictor = Predictor([learn.model], None, self.recipe.size, *recipe_stats(self.recipe, self.train_pack),
                           device=learn.dls.device, views=recipe_views(self.recipe), bs=self.recipe.bs)
     todo = dict(oof=(self.train_pack, list(self.held_out(k))), test=(self.test_pack, self.data.test_ids))
     with self.timer('predict'):

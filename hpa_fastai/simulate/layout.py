@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from .strokes import adhesion_outline, clouds, fill_polygon, outline_polygon, wavy_outline
-from .cells import CELL_LINES, CellLayout, DAUGHTER, INTERPHASE, METAPHASE
+from .cells import CELL_LINES, CellLayout, CellLine, DAUGHTER, INTERPHASE, METAPHASE
 
 # %% ../../nbs/820_simulate.layout.ipynb #54b6d350
 def _resting(rng, xy, long, free):
@@ -203,7 +203,7 @@ def draw_layout(
     size=512, # Pixels on each side
     um_per_px=.32, # µm per pixel
     rng=None, # numpy's random generator, or a seed
-    line=None, # Name in `CELL_LINES`, or several to choose from; any of them if None
+    line=None, # Name in `CELL_LINES`, several to choose from, or a `CellLine`; any of them if None
     n_cells=None, # Cells in the field; the line's own density if None
     metaphase=0, # Number of cells that must be in metaphase
     pairs=0, # Number of pairs of daughter cells that must be there
@@ -211,8 +211,9 @@ def draw_layout(
 ) -> CellLayout: # The field
     "Lay out the cells of one field of view"
     rng, um = np.random.default_rng(rng), float(um_per_px)
-    names = [line] if isinstance(line, str) else list(line or CELL_LINES)
-    line = CELL_LINES[rng.choice(names)]
+    if not isinstance(line, CellLine):
+        names = [line] if isinstance(line, str) else list(line or CELL_LINES)
+        line = CELL_LINES[rng.choice(names)]
     centre, radius, phase = place_cells(rng, size*um, line, n_cells, metaphase, pairs)
     spread = .35 if line.stretch[0] > 1.5 else 2.
     angle = rng.uniform(0, np.pi) + rng.normal(0, spread, len(centre))

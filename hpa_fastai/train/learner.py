@@ -20,10 +20,10 @@ from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, L, L
                                delegates, error_rate, get_c, nn, noop, params, patch, pd, torch)
 
 from ..labels import DataError, LABELS
+from ..data.normalize import StainNormalize
 from ..models.factory import rgby_model
 from .losses import MultiLabelFocalLoss
 from .metrics import MacroF1, MeanAP
-
 
 # %% ../../nbs/430_train.learner.ipynb #393dba5b
 def rgby_splitter(
@@ -200,6 +200,15 @@ def _check_call(dls, loss_func, metrics, kwargs):
                         'leave out metrics, or take accuracy_multi')
 
 
+# %% ../../nbs/430_train.learner.ipynb #490221d1
+def _check_stats(dls, model):
+    "Raise `DataError` if images are normalised before a network that does so itself"
+    tfms = getattr(getattr(dls.train, 'after_batch', None), 'fs', [])
+    done = [o for o in tfms if isinstance(o, StainNormalize) and (o.mean.any() or (o.std != 1).any())]
+    if not (done and getattr(model, 'config', {}).get('image_norm')): return
+    raise DataError('the network normalises each image by itself; give it the values as they are, with '
+                    'batch_tfms=rgby_augments(stats=([0]*4, [1]*4)) in rgby_dls')
+
 # %% ../../nbs/430_train.learner.ipynb #3a130d62
 @delegates(Learner.__init__)
 def rgby_learner(
@@ -235,6 +244,7 @@ def rgby_learner(
     if not isinstance(body, nn.Module):
         name, n_out = getattr(body, '__name__', body), n_out or get_c(dls) or len(LABELS)
         model = rgby_model(name, n_out, stem=stem, head=head, weights=weights, dropout=dropout, **(model_args or {}))
+    _check_stats(dls, model)
     if channels_last: model.to(memory_format=torch.channels_last)
     if compile: model.compile()
     if metrics is None: metrics = L(MacroF1(), MeanAP())

@@ -1,0 +1,163 @@
+#!/usr/bin/env python
+"""Make the network that ships with the package, from simulated cells alone: hpa_fastai/assets/simulated
+
+    python tools/simulated_network.py --work data/simulated_network
+
+First it draws fields in layers (`simulate.layers`), then it trains on images composed from them, no two alike, and
+last it writes the network as the folder of a run. Each step goes on where it stopped: fields are kept in files of
+128, training in a checkpoint, and the same seed gives the same batches whatever the number of processes.
+"""
+import argparse, json, time
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from hpa_fastai.labels import LABELS
+from hpa_fastai.files import whole_file, write_json
+from hpa_fastai.models.factory import rgby_model
+from hpa_fastai.models.trained import record_networks, save_config
+from hpa_fastai.simulate.layers import compose, draw_layers, Layers
+from hpa_fastai.workers import ordered_map
+
+HERE = Path(__file__).resolve().parent.parent
+UM, SIDE = .34, 160 # µm per pixel and side of the images that it learns from
+PER_FILE = 128
+COMMON = 0, 25 # Nucleoplasm and Cytosol are drawn in every field; of the others, six at a time
+
+def deal(rng):
+    "Labels of one field after another; of the rarer ones, all equally often"
+    while True:
+        deck = rng.permutation([i for i in range(len(LABELS)) if i not in COMMON])
+        for k in range(0, len(deck) - 5, 6): yield [*COMMON, *map(int, deck[k:k+6])]
+
+def draw_file(work, k):
+    "Draw the fields of file `k`, if it is not there yet"
+    cv2.setNumThreads(1)
+    planes_file = work/f'{k:04d}.npy'
+    if planes_file.exists(): return planes_file
+    labels = deal(np.random.default_rng([k, 5]))
+    fields = [draw_layers(next(labels), seed=[k, i]) for i in range(PER_FILE)]
+    planes = np.zeros((PER_FILE, 6 + 8, 240, 240), np.uint8)
+    shown = np.full((PER_FILE, 8), 255, np.uint8)
+    for i, o in enumerate(fields): planes[i, :len(o.planes)], shown[i, :len(o.labels)] = o.planes, o.labels
+    np.savez(work/f'{k:04d}.npz', labels=shown, um=[o.um for o in fields])
+    with whole_file(planes_file) as tmp:
+        with open(tmp, 'wb') as f: np.save(f, planes)
+    return planes_file
+
+class ComposedBatches(torch.utils.data.Dataset):
+    "Batches composed from drawn fields; clear ones first; batch `i` depends on seed and `i` alone"
+    def __init__(self, files, steps, last, bs, seed):
+        self.files, self.steps, self.last, self.bs, self.seed, self.read = files, steps, last, bs, seed, {}
+
+    def __len__(self): return len(self.steps)
+
+    def fields(self, k):
+        "Planes, labels and pixel sizes of file `k`"
+        if k not in self.read:
+            notes = np.load(self.files[k].with_suffix('.npz'))
+            self.read[k] = np.load(self.files[k], mmap_mode='r'), notes['labels'], notes['um']
+        return self.read[k]
+
+    def one(self, rng, how_wide):
+        "An image and its labels"
+        planes, labels, um = self.fields(int(rng.integers(len(self.files))))
+        i = int(rng.integers(PER_FILE))
+        return compose(Layers(planes[i], labels[i][labels[i] < 255], float(um[i])), rng, SIDE, UM, how_wide)
+
+    def __getitem__(self, i):
+        cv2.setNumThreads(1)
+        rng = np.random.default_rng([self.seed, self.steps[i]])
+        how_wide = min(1., .15 + self.steps[i]/self.last/.5)
+        images, labels = zip(*(self.one(rng, how_wide) for _ in range(self.bs)))
+        targets = torch.zeros(self.bs, len(LABELS))
+        for row, shown in zip(targets, labels): row[shown] = 1 # no label where the cells in view happen to be silent
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), targets
+
+def rate(step, steps):
+    "Share of the highest learning rate: up at once, level, and down in the last three tenths"
+    return min(1, (step + 1)/300)*min(1, max(.002, (steps - step)/(.3*steps)))
+
+def loss_of(logits, y):
+    "Binary cross-entropy, and the softmax kind for the images that have labels"
+    each = F.binary_cross_entropy_with_logits(logits, y*.95 + .01)*len(LABELS)
+    n = y.sum(1, keepdim=True)
+    some = -(y/n.clamp_min(1)*logits.log_softmax(1)).sum()/n.count_nonzero().clamp_min(1)
+    return each + some
+
+def train(files, work, steps, bs, lr, seed, workers, device):
+    "The averaged network after so many steps, and the hours of training"
+    torch.manual_seed(seed)
+    model = rgby_model('resnet18', layers=[1, 1, 1, 1], channels=[32, 64, 128, 256], weights=None, dropout=.2,
+                       image_norm='sqrt').to(device, memory_format=torch.channels_last)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(.998), use_buffers=True)
+    opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=.03, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(opt, partial(rate, steps=steps))
+    checkpoint, done, hours, losses = work/'checkpoint.pt', 0, 0, []
+    parts = dict(model=model, averaged=averaged, opt=opt, schedule=schedule)
+    if checkpoint.exists():
+        kept = torch.load(checkpoint, map_location=device, weights_only=True)
+        for k, o in parts.items(): o.load_state_dict(kept[k])
+        done, hours = kept['done'], kept['hours']
+        print(f'goes on after {done} of {steps} steps', flush=True)
+    batches = ComposedBatches(files, range(done, steps), steps, bs, seed)
+    start = time.time()
+    model.train()
+    for step, (x, y) in enumerate(torch.utils.data.DataLoader(batches, None, num_workers=workers), done + 1):
+        x, y = x.to(device).float()/255, y.to(device)
+        with torch.autocast(device, torch.bfloat16): logits = model(x.contiguous(memory_format=torch.channels_last))
+        loss = loss_of(logits.float(), y)
+        opt.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.)
+        opt.step()
+        schedule.step()
+        averaged.update_parameters(model)
+        losses.append(loss.item())
+        if step%500 == 0 or step == steps:
+            spent = hours + (time.time() - start)/3600
+            print(f'step {step} of {steps}, loss {np.mean(losses[-500:]):.3f}, {spent:.2f} hours', flush=True)
+            state = {k: o.state_dict() for k, o in parts.items()}
+            with whole_file(checkpoint) as tmp: torch.save(state | dict(done=step, hours=spent), tmp)
+    return averaged.module.eval(), hours + (time.time() - start)/3600
+
+def save(model, out, notes):
+    "Write the network as the folder of a run, in half precision"
+    from safetensors.torch import save as as_bytes
+    (out/'fold0').mkdir(parents=True, exist_ok=True)
+    tensors = {k: v.detach().cpu().half().contiguous() if v.is_floating_point() else v.cpu() for k, v in model.state_dict().items()}
+    with whole_file(out/'fold0/model.safetensors') as tmp: tmp.write_bytes(as_bytes(tensors, {'format': 'pt'}))
+    save_config(out, model.config, 480, [0]*4, [1]*4, um_per_px=UM, views=dict(n=8),
+                source='simulated cells (tools/simulated_network.py)', licence='Apache-2.0')
+    record_networks(out)
+    write_json(out/'made.json', notes)
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--work', type=Path, default=Path('data/simulated_network'), help='folder for fields and checkpoint (6.6 GB)')
+    p.add_argument('--out', type=Path, default=HERE/'hpa_fastai/assets/simulated', help='folder of the network')
+    p.add_argument('--files', type=int, default=64, help=f'files of {PER_FILE} fields')
+    p.add_argument('--steps', type=int, default=11_000)
+    p.add_argument('--bs', type=int, default=32)
+    p.add_argument('--lr', type=float, default=3e-3)
+    p.add_argument('--seed', type=int, default=1)
+    p.add_argument('--workers', type=int, default=1, help='processes that compose images')
+    p.add_argument('--threads', type=int, default=1, help="PyTorch's threads")
+    a = p.parse_args()
+    torch.set_num_threads(a.threads)
+    a.work.mkdir(parents=True, exist_ok=True)
+    files = list(ordered_map(partial(draw_file, a.work), range(a.files), a.workers + 1))
+    print(f'{a.files*PER_FILE} fields in {a.work}', flush=True)
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    model, hours = train(files, a.work, a.steps, a.bs, a.lr, a.seed, a.workers, device)
+    made = dict(command=f'python tools/simulated_network.py --files {a.files} --steps {a.steps} --bs {a.bs} --lr {a.lr} --seed {a.seed}',
+                fields=a.files*PER_FILE, images=a.steps*a.bs, hours=round(hours, 2), seed=a.seed, device=device)
+    save(model, a.out, made)
+    print(f'{a.out}: {json.dumps(made)}')
+
+if __name__ == '__main__': main()
