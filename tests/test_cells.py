@@ -34,7 +34,7 @@ def test_any_shape(shape, um):
     img = np.random.default_rng(0).integers(0, 256, (*shape, 4), dtype=np.uint8)
     mask, nuclei = find_cells(img, um, nuclei=True)
     assert mask.shape == nuclei.shape == shape and mask.dtype == nuclei.dtype == np.int32
-    assert set(np.unique(mask)) == set(range(mask.max() + 1))
+    assert {0, *np.unique(mask)} == set(range(mask.max() + 1))
     assert list(cell_places(mask, um).Cell) == list(range(1, mask.max() + 1))
 
 @pytest.mark.parametrize('value', [0, 7, 255])
