@@ -11,7 +11,7 @@ one for the field."""
 # %% auto #0
 __all__ = ['FINEST', 'find_nuclei', 'grow_cells', 'find_cells', 'cell_places', 'show_cells', 'mask_scores']
 
-# %% ../../nbs/195_images.cells.ipynb #06c212de
+# %% ../../nbs/195_images.cells.ipynb #0c5b64e5
 import cv2
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from skimage.segmentation import expand_labels, find_boundaries, watershed
 from ..labels import CHANNELS, DataError
 from .samples import composite
 
-# %% ../../nbs/195_images.cells.ipynb #3a25f327
+# %% ../../nbs/195_images.cells.ipynb #1f71a7f5
 FINEST = .32   # µm per pixel that outlines are drawn at
 
 def _working_size(shape, um):
@@ -39,7 +39,7 @@ def _blurred(a, um, sigma):
     a = np.asarray(a, np.float32)
     return cv2.GaussianBlur(a, (0, 0), sigma/um) if sigma/um > .2 else a
 
-# %% ../../nbs/195_images.cells.ipynb #16c206ef
+# %% ../../nbs/195_images.cells.ipynb #8fe1b244
 _valley = .6   # µm by which the waist between two nuclei is narrower than either, in radius
 
 def _renumbered(mask, keep):
@@ -68,11 +68,12 @@ def _split(bright, um):
     distance = _blurred(distance, um, .5)*bright
     return watershed(-distance, _peaks(distance, um), mask=bright).astype(np.int32)
 
-# %% ../../nbs/195_images.cells.ipynb #e44bbb7d
+# %% ../../nbs/195_images.cells.ipynb #5899186f
 def _opened(mask, um):
     "Remove what is narrower than 2 µm"
     r = max(1, round(1/um))
-    return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, cv2.getStructuringElement(2, (2*r + 1, 2*r + 1))) > 0
+    round_one = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2*r + 1, 2*r + 1))
+    return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, round_one) > 0
 
 def _level_of_each(light, mask, share, background=0.):
     "For each number of a mask, the light at a share of the way from the background to the area itself; ∞ for 0"
@@ -99,7 +100,7 @@ def find_nuclei(
     nuclei = _split(ndi.binary_fill_holes(_opened(light > edge[rough], um)), um)
     return _renumbered(nuclei, np.bincount(nuclei.ravel())*um**2 >= smallest)
 
-# %% ../../nbs/195_images.cells.ipynb #99e5ec7a
+# %% ../../nbs/195_images.cells.ipynb #de2fa6dc
 def _body(stain, um):
     "A stain on a square-root scale, 0 for its dark places and 1 for its bright ones; None if it shows nothing"
     root = np.sqrt(_blurred(stain, um, 1))
@@ -113,7 +114,7 @@ def _merged_stains(img, um):
     stains = [o for o in stains if o is not None]
     return np.mean(stains, 0) if stains else None
 
-# %% ../../nbs/195_images.cells.ipynb #a7b91efa
+# %% ../../nbs/195_images.cells.ipynb #a63bb19b
 _hole = 60.   # µm² up to which a hole in the stain belongs to a cell
 
 def _fill_holes(mask, most):
@@ -127,7 +128,7 @@ def _grown(landscape, nuclei, stained, um):
     "Share out the stained pixels among nuclei"
     return watershed(landscape, nuclei, mask=_fill_holes(stained | (nuclei > 0), _hole/um**2)).astype(np.int32)
 
-# %% ../../nbs/195_images.cells.ipynb #1460794f
+# %% ../../nbs/195_images.cells.ipynb #c3e96c0c
 def _assumed(img, distance, reach, um):
     "Where there may be cells without red and yellow: near a nucleus, and further away where there is green"
     green, near = _body(img[..., CHANNELS.index('green')], um), distance < reach
@@ -149,7 +150,7 @@ def grow_cells(
     cells = _grown(landscape, nuclei, (body > .6*threshold_otsu(body)) & (distance < farthest), um)
     return _grown(landscape, nuclei, _opened(body > _level_of_each(body, cells, .4)[cells], um), um)
 
-# %% ../../nbs/195_images.cells.ipynb #8993ff0d
+# %% ../../nbs/195_images.cells.ipynb #96a6b951
 def _check_field(img, um):
     "Raise `DataError` for what is no field, or no width of a pixel"
     if not (isinstance(img, np.ndarray) and img.ndim == 3 and img.shape[2] == len(CHANNELS)):
@@ -158,33 +159,32 @@ def _check_field(img, um):
         raise DataError(f'{um!r} µm per pixel; give the width of a pixel in µm, above 0 and at most 2: coarser '
                         'pixels show no nuclei (.08 for the Human Protein Atlas at full size)')
 
-def _without_cut(nuclei):
-    "Drop the nuclei that the edge of the field cuts"
-    keep = np.ones(nuclei.max() + 1, bool)
-    keep[np.concatenate([nuclei[0], nuclei[-1], nuclei[:, 0], nuclei[:, -1]])] = False
-    return _renumbered(nuclei, keep)
+def _at_edge(mask):
+    "Which numbers of a mask touch the edge of the field?"
+    touches = np.zeros(mask.max() + 1, bool)
+    touches[np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])] = True
+    return touches
 
 def find_cells(
     img, # Image (h, w, 4) uint8, channels as in `CHANNELS`
     um:float, # µm per pixel, at most 2
     cut:bool=True, # Keep cells whose nucleus is cut by the edge of the field?
-    nuclei:bool=False # Return the mask of the nuclei, too?
+    nuclei:bool=False, # Return the mask of the nuclei, too?
+    smallest:float=20. # Area in µm² that must be seen of a nucleus
 ) -> np.ndarray: # Numbers (h, w) int32: 0 outside, and 1, 2, … inside the cells; with `nuclei` two such masks
     "Find the cells of a field; raises `DataError`"
     _check_field(img, um)
     size, um = _working_size(img.shape, float(um))
     small = cv2.resize(img, size, interpolation=cv2.INTER_AREA)
-    seeds = find_nuclei(small[..., CHANNELS.index('blue')], um)
+    seeds = find_nuclei(small[..., CHANNELS.index('blue')], um, smallest=smallest/5)
+    def is_large(): return np.bincount(seeds.ravel())*um**2 >= smallest
+    seeds = _renumbered(seeds, is_large() | _at_edge(seeds))
     cells = grow_cells(small, seeds, um)
-    if not cut:   # only now: cells at the edge keep their neighbours from growing into them
-        inside = _without_cut(seeds)
-        numbers = np.zeros(seeds.max() + 1, np.int32)
-        numbers[seeds] = inside
-        seeds, cells = inside, numbers[cells]
-    cells, seeds = (_resized(o, img.shape[1::-1]) for o in (cells, seeds))
+    keep = is_large() if cut else is_large() & ~_at_edge(seeds)
+    cells, seeds = (_resized(_renumbered(o, keep), img.shape[1::-1]) for o in (cells, seeds))
     return (cells, seeds) if nuclei else cells
 
-# %% ../../nbs/195_images.cells.ipynb #f9919885
+# %% ../../nbs/195_images.cells.ipynb #636f791e
 def cell_places(
     mask, # Numbers (h, w) of cells, 0 outside
     um:float # µm per pixel
@@ -197,7 +197,7 @@ def cell_places(
     found = found.assign(X=found.X.round(1), Y=found.Y.round(1), Area=(found.Area*um**2).round(2))
     return found[['Cell', 'X', 'Y', 'Left', 'Top', 'Right', 'Bottom', 'Area', 'Cut']]
 
-# %% ../../nbs/195_images.cells.ipynb #556e54f4
+# %% ../../nbs/195_images.cells.ipynb #f064447f
 def show_cells(
     img, # Image (h, w, 4) uint8
     mask, # Numbers (h, w) of cells, 0 outside
@@ -213,7 +213,7 @@ def show_cells(
         ax.text(o.X, o.Y, o.Cell, c='w', ha='center', va='center', fontsize=8)
     return ax
 
-# %% ../../nbs/195_images.cells.ipynb #7a2dca55
+# %% ../../nbs/195_images.cells.ipynb #7863250e
 def _overlaps(found, true):
     "IoU of each found area and each true one"
     (_, a), (_, b) = (np.unique(np.append(0, o), return_inverse=True) for o in (found, true))

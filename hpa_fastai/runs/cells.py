@@ -11,7 +11,7 @@ cell alone."""
 # %% auto #0
 __all__ = ['WIDTH', 'cell_crops', 'predict_cells', 'predict_cells_folder']
 
-# %% ../../nbs/748_runs.cells.ipynb #147fe444
+# %% ../../nbs/748_runs.cells.ipynb #1f28deae
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -32,7 +32,7 @@ from ..images.cells import cell_places, find_cells
 from .label_folder import note_file
 from .scale import check_um
 
-# %% ../../nbs/748_runs.cells.ipynb #3fcbf618
+# %% ../../nbs/748_runs.cells.ipynb #ab537680
 WIDTH = 60.   # µm
 
 def _square(a, x, y, side):
@@ -44,7 +44,7 @@ def _square(a, x, y, side):
     out[t-top:b-top, l-left:r-left] = a[t:b, l:r]
     return out
 
-# %% ../../nbs/748_runs.cells.ipynb #bc71b05b
+# %% ../../nbs/748_runs.cells.ipynb #b1705d2e
 def cell_crops(
     img, # Image (h, w, 4) uint8
     mask, # Numbers (h, w) of cells, 0 outside, as from `find_cells`
@@ -67,7 +67,7 @@ def cell_crops(
         crops.append(cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR))
     return np.stack(crops) if crops else np.zeros((0, size, size, len(img.T)), np.uint8)
 
-# %% ../../nbs/748_runs.cells.ipynb #5873fb89
+# %% ../../nbs/748_runs.cells.ipynb #87218c7f
 def _embedded(predictor, crops):
     "Embeddings (n, features) of cells, each of length 1"
     return predictor.embed([predictor.prepare(o) for o in crops])
@@ -89,7 +89,7 @@ def _table(predictor, img, um, mask, width, alone, n, bs, embed):
     df = pd.concat([df, pd.DataFrame(probs.round(4), columns=predictor.labels)], axis=1)
     return df, np.concatenate([o for _, o in rows[1:]]) if embed and len(df) else None
 
-# %% ../../nbs/748_runs.cells.ipynb #0e662774
+# %% ../../nbs/748_runs.cells.ipynb #0d0a2a64
 def predict_cells(
     predictor, # A `Predictor`
     img, # Field (h, w, 4) uint8
@@ -104,7 +104,7 @@ def predict_cells(
     mask = find_cells(img, um) if mask is None else mask
     return _table(predictor, img, um, mask, width, alone, n, bs or predictor.bs, False)[0]
 
-# %% ../../nbs/748_runs.cells.ipynb #6484f7f0
+# %% ../../nbs/748_runs.cells.ipynb #a9430b53
 def _anndata_parts(df, embeddings, labels, note):
     "Arguments of `AnnData`: embeddings, a row per cell, probabilities, places, and where it comes from"
     def plain(o): return o if o.dtype.kind in 'biuf' else o.astype(object)
@@ -124,7 +124,7 @@ def _anndata():
                         '.parquet') from None
     return AnnData
 
-# %% ../../nbs/748_runs.cells.ipynb #c0d6d184
+# %% ../../nbs/748_runs.cells.ipynb #f9d2ab86
 def _check_out(out):
     "Refuse files that can't be written; is it one with embeddings?"
     suffix = Path(out).suffix.lower()
@@ -148,7 +148,7 @@ def _scale_line(samples, predictor):
     return (f'µm per pixel unknown; each field is taken to be as wide as those of the training, {_width(predictor):.0f} '
             'µm; give um= or --um-per-px if you know better')
 
-# %% ../../nbs/748_runs.cells.ipynb #bfdc1077
+# %% ../../nbs/748_runs.cells.ipynb #44b8bc2f
 _images_kept = 8
 
 def _opened(source, predictor, cut):
@@ -178,7 +178,7 @@ def _job(predictor, samples, options):
     images = file_stamps(samples).astype(str).to_numpy().tolist()
     return dict(version=__version__, runs=stamps or uuid4().hex, images=images, options=options)
 
-# %% ../../nbs/748_runs.cells.ipynb #6e9a91c1
+# %% ../../nbs/748_runs.cells.ipynb #d56945b1
 def _write(out, df, embeddings, labels, note):
     "Write the table of cells, whole or not at all"
     with whole_file(out) as tmp:
@@ -202,7 +202,7 @@ def _finished(frames, labels):
     whole = dict.fromkeys(['Cell', 'Left', 'Top', 'Right', 'Bottom'], int)
     return rows.drop(columns=numbers).astype(whole | dict(Cut=bool)), rows[numbers].to_numpy(), errors, none
 
-# %% ../../nbs/748_runs.cells.ipynb #51277341
+# %% ../../nbs/748_runs.cells.ipynb #c55361e4
 def predict_cells_folder(
     predictor, # A `Predictor`
     images, # Folder of images, in any layout that `find_samples` knows
