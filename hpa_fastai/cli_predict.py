@@ -15,7 +15,7 @@ from fastcore.script import store_true
 from .arguments import UsageError
 from .cli import command
 
-# %% ../nbs/910_cli_predict.ipynb #66942a24
+# %% ../nbs/910_cli_predict.ipynb #3ba06cc9
 def _network(run, weights, device):
     "The predictor of a run, of weights from elsewhere, or the one that ships with the package"
     if weights:
@@ -25,6 +25,13 @@ def _network(run, weights, device):
     if run is None: print("network: 'simulated', which ships with hpa_fastai; --run or --weights takes another")
     return Predictor.load(run or 'simulated', device=device)
 
+def _write_features(predictor, images, out, dry_run, how):
+    "Features of images, by a network that has no labels"
+    if dry_run or how['keep'] or how['adapt']:
+        raise UsageError('these weights give features, no labels: leave out --dry-run, --keep and --adapt')
+    df = predictor.predict_folder(images, out, **{k: v for k, v in how.items() if k not in ('n', 'keep', 'adapt')})
+    print(f'{out}: features of {len(df)} images; these weights know no labels (see LinearProbe)')
+
 def _summary(df):
     "How many of the labels given are to be trusted; `''` if nobody knows"
     if 'Trust' not in df: return ''
@@ -32,7 +39,7 @@ def _summary(df):
     return '; of {} labels: trust {}, look twice at {}, don\'t trust {}'.format(
         len(words), *(words.count(o) for o in ('trust', 'look twice', "don't")))
 
-# %% ../nbs/910_cli_predict.ipynb #eccf29ca
+# %% ../nbs/910_cli_predict.ipynb #98f7c3a4
 @command('images', 'out')
 def hpa_predict(
     images:str=None, # Required. Folder of images, in any layout: files of stains, stacks, a folder for each sample
@@ -56,6 +63,7 @@ def hpa_predict(
     predictor = _network(run, weights, device)
     how = dict(n=tta, bs=bs, strict=strict, channels=channels, bits=bits, um=um_per_px, intensity=intensity, keep=keep,
                adapt=adapt)
+    if not hasattr(predictor, 'labels'): return _write_features(predictor, images, out, dry_run, how)
     if dry_run:
         picture = out.removesuffix('.csv') + '.png'
         print(predictor.look_at_folder(images, picture, **how).to_string(index=False, na_rep=''))

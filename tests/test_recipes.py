@@ -191,7 +191,7 @@ mistakes = {
     'neighbours: 7': 'neighbours: 7 should be `key: value` pairs',
     'body: "hf-hub:stranger/net"': "body is 'hf-hub:stranger/net', but should be the name of a network",
     'body: "local-dir:/etc"': "body is 'local-dir:/etc', but should be the name of a network",
-    'weights: /etc/passwd': "weights is '/etc/passwd', but should be imagenet, simulated, none, or the path",
+    'weights: /etc/passwd': "weights is '/etc/passwd', but should be imagenet, simulated, none, or a",
     'name: "a\\nb"': "name is 'a\\nb', but should be",
     'summary: "\\e[2J"': 'summary is',
     '1: 2': "unknown key 1; did you mean",

@@ -244,7 +244,7 @@ def rgby_model(
     if weights == 'simulated':
         shape = dict(input_norm=input_norm, stains=stains, stem_pool=stem_pool, image_norm=image_norm, **kwargs)
         args = simulated_args(body, shape)
-        return fill_simulated(rgby_model(body, n_out, stem, head, None, dropout, **args))
+        return fill_simulated(rgby_model(body, n_out, stem, head, None, dropout, head_args=head_args, **args))
     if weights == 'none': weights = None
     state = {} if weights in (None, 'imagenet') else merge_files(weights)
     found = translate(state, weights, kwargs.get('img_size'), stains)

@@ -27,7 +27,7 @@ def simulated_config() -> dict: # The content of its model.json
     raise DataError(f'{SIMULATED}: missing; install hpa_fastai again, or take other weights')
 
 # %% ../../nbs/345_models.simulated.ipynb #318cf31b
-_free = 'body', 'n_out', 'stem', 'head', 'weights', 'dropout'   # of these, each network may have its own
+_free = 'body', 'n_out', 'stem', 'head', 'head_args', 'weights', 'dropout'   # of these, each network may have its own
 
 def simulated_args(
     body, # Name of the body

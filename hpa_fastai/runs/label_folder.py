@@ -10,7 +10,7 @@ the images, flags those that look wrong, and gives each label a word of trust. `
 # %% auto #0
 __all__ = ['FolderToLabel', 'Opened', 'note_file']
 
-# %% ../../nbs/743_runs.label_folder.ipynb #311a226a
+# %% ../../nbs/743_runs.label_folder.ipynb #4df606df
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +27,7 @@ from ..images.samples import find_samples, open_rgby, pixel_size, Samples
 from ..images.sheet import contact_sheet
 from ..images.tables import image_table
 from ..data.likeness import careful, is_simulated
+from ..data.quality import quality_flags, UM
 from .adapted import even_batches
 from .scale import check_um, field_tiles
 
@@ -101,7 +102,7 @@ def _scale_line(self:FolderToLabel):
     some = f'; where it is unknown, a field is {whole}' if None in found else ''
     return f'{name}: all fields are brought to {p.trained_um:.3g} µm per pixel, as in the training{some}'
 
-# %% ../../nbs/743_runs.label_folder.ipynb #2c7d788d
+# %% ../../nbs/743_runs.label_folder.ipynb #0459984a
 class Opened(NamedTuple):
     "An image that is ready for the networks"
     prepared:object # As `Predictor.prepare` returns it
@@ -113,13 +114,15 @@ def open(self:FolderToLabel,
 ) -> Opened:
     "Open, check and prepare an image"
     img, um = open_rgby(source), _um_of(source)
-    return Opened(self.predictor.prepare(img, um), _quality(img, um, self.predictor.trained_um))
+    return Opened(self.predictor.prepare(img, um), self._quality(img, um))
 
-def _quality(img, um, trained_um):
-    "Flags of a picture, in words"
-    try: from hpa_fastai.data.quality import quality_flags
-    except ImportError: return []
-    return list(quality_flags(img, um, trained_um))
+@patch
+def _quality(self:FolderToLabel, img, um):
+    "Flags of a picture, in words; of tiny ones nothing can be said"
+    p = self.predictor
+    if um is None and p.trained_um: um = p.size*p.trained_um/max(img.shape[:2])   # as it is shown to the network
+    if min(img.shape[:2])*min(1, (um or UM)/UM) < 48: return []
+    return list(quality_flags(img, um))
 
 # %% ../../nbs/743_runs.label_folder.ipynb #25de00d9
 @patch
@@ -213,7 +216,7 @@ def _adapt(self:FolderToLabel):
     self.predictor, line = self.predictor._adapted(prepared, self.options['adapt'])
     self._say(line)
 
-# %% ../../nbs/743_runs.label_folder.ipynb #66211345
+# %% ../../nbs/743_runs.label_folder.ipynb #04af5cd2
 @patch
 def look(self:FolderToLabel,
     out=None, # PNG to draw
@@ -229,7 +232,7 @@ def look(self:FolderToLabel,
             rows.append(dict(Id=i, Flags=str(e)))
             continue
         um, top = _um_of(source), img.reshape(-1, len(CHANNELS)).max(0)
-        prepared, flags = self.predictor.prepare(img, um), _quality(img, um, self.predictor.trained_um)
+        prepared, flags = self.predictor.prepare(img, um), self._quality(img, um)
         count = len(prepared[0]) if isinstance(prepared, list) else len(prepared)   # of an ensemble, its first run's
         rows.append(dict(Id=i, pixels=f'{img.shape[1]} × {img.shape[0]}', um=um, tiles=count,
                          **dict(zip(CHANNELS, top.tolist())), Flags=';'.join(flags)))

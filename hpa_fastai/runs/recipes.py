@@ -48,8 +48,7 @@ class Phase:
 
 # %% ../../nbs/700_runs.recipes.ipynb #13c5743c
 _body = text(r'[\w.-]+', 'the name of a network, such as resnet34')
-_weights = text(r'imagenet|simulated|none|.+\.(safetensors|pth)',
-                'imagenet, simulated, none, or the path of a .safetensors or .pth file')
+_weights = text(r'imagenet|simulated|none|.+\.(safetensors|pth)', 'imagenet, simulated, none, or a .safetensors or .pth file')
 _label_list = list_of(whole(0, len(LABELS) - 1), f'label numbers, 0 to {len(LABELS) - 1}')
 
 @dataclass

@@ -10,7 +10,7 @@ without an example keeps the answers that the network gave before. The recipe `f
 # %% auto #0
 __all__ = ['last_linear', 'linear_change', 'Probe']
 
-# %% ../../nbs/455_train.probe.ipynb #494b973a
+# %% ../../nbs/455_train.probe.ipynb #f03e8a7a
 from fastai.callback.core import CancelBackwardException, CancelStepException
 from fastai.callback.hook import Hook
 from fastai.vision.all import Callback, delegates, F, L, Learner, nn, patch, torch
@@ -18,7 +18,7 @@ from fastai.vision.all import Callback, delegates, F, L, Learner, nn, patch, tor
 from ..labels import DataError
 from .learner import best_autocast
 
-# %% ../../nbs/455_train.probe.ipynb #3066ab3a
+# %% ../../nbs/455_train.probe.ipynb #8e7b2600
 def last_linear(
     model # `nn.Sequential(body, head)`, as from `rgby_model`
 ) -> nn.Linear:
@@ -28,12 +28,12 @@ def last_linear(
     raise DataError(f'a probe refits the last linear layer, and this head ends in {type(layers[-1]).__name__}; '
                     "take head='concat', 'linear' or 'bestfitting'")
 
-# %% ../../nbs/455_train.probe.ipynb #36d7f340
+# %% ../../nbs/455_train.probe.ipynb #c0740e85
 def linear_change(
     features, # Inputs of the layer (n, features)
     targets, # Labels (n, labels), 0 and 1
     logits=0., # Logits without any change (n, labels)
-    strength:float=.1, # How strongly weights are held, above 0
+    strength:float=10., # How strongly weights are held, above 0
     copies:int=1 # How many rows stand for one image
 ): # (labels, features) double
     "The change of a linear layer's weights by logistic regression; labels without an example don't change"
@@ -54,12 +54,12 @@ def linear_change(
     change[seen] = w.detach()/scale
     return change
 
-# %% ../../nbs/455_train.probe.ipynb #f458aad5
+# %% ../../nbs/455_train.probe.ipynb #38dbe26a
 class Probe(Callback):
     "Refit the last layer by logistic regression, in place of steps of an optimizer"
     def __init__(self,
         passes:int=8, # How often to look at the training images, with their random changes; 1 or more
-        strength:float=.1 # How strongly the layer is held to its weights, as in `linear_change`
+        strength:float=10. # How strongly the layer is held to its weights, as in `linear_change`
     ):
         if passes < 1: raise DataError(f'passes is {passes}; look at the images at least once')
         if strength <= 0: raise DataError(f'strength is {strength}; give a number above 0')
@@ -84,7 +84,7 @@ class Probe(Callback):
     def before_backward(self): raise CancelBackwardException
     def before_step(self): raise CancelStepException
 
-# %% ../../nbs/455_train.probe.ipynb #c6b005fa
+# %% ../../nbs/455_train.probe.ipynb #43ab08b5
 @patch
 @torch.no_grad()
 def look(self:Probe
@@ -98,7 +98,7 @@ def look(self:Probe
                 seen.append([o.as_subclass(torch.Tensor).float().cpu() for o in (hook.stored, logits, y)])
     return tuple(torch.cat(o) for o in zip(*seen))
 
-# %% ../../nbs/455_train.probe.ipynb #69567d0b
+# %% ../../nbs/455_train.probe.ipynb #bdd9f7fe
 @patch
 @delegates(Probe)
 def fit_probe(self:Learner,
