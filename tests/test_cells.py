@@ -81,7 +81,7 @@ def known(folder, most=10**9):
     predictor = Known(most)
     run = folder.parent/'run'
     run.mkdir(exist_ok=True)
-    (run/'model.json').write_text('{}')
+    if not (run/'model.json').exists(): (run/'model.json').write_text('{}')
     predictor.runs = [run]
     return predictor
 
@@ -107,7 +107,7 @@ def test_sizes_in_um(folder):
     small, large = (predict_cells_folder(Known(), folder, um=o) for o in (.5, 1.))
     assert large.Area.mean()/small.Area.mean() == pytest.approx(4, rel=.2)
     radius = np.sqrt(small.Area.mean()/np.pi)
-    assert radius == pytest.approx(9, rel=.1)
+    assert radius == pytest.approx(9, rel=.15)
 
 def test_unknown_scale(folder):
     with pytest.raises(DataError, match='give um='): predict_cells_folder(Known(), folder)
