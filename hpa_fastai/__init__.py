@@ -33,6 +33,7 @@
 - `hpa_fastai.explain.plots`: Learning curves, F1 of each label, confusions, thresholds, and the worst images
 - `hpa_fastai.files`: Files that are either complete or absent, and hold what they should
 - `hpa_fastai.images.assumptions`: What is assumed about the samples of a folder, said once and kept
+- `hpa_fastai.images.cells`: Find every cell of a field, at any magnification, without any training
 - `hpa_fastai.images.competition`: Get them from Kaggle, and unpack them without harm
 - `hpa_fastai.images.download`: Get images of the Human Protein Atlas
 - `hpa_fastai.images.duplicates`: Find images of the same field, shifted, brighter or noisier, among all pairs
@@ -70,6 +71,7 @@
 - `hpa_fastai.models.vits`: What is known about somebody's weights, and how a vision transformer's are read
 - `hpa_fastai.models.weights`: Save and load a network's weights without running code from a file
 - `hpa_fastai.runs.adapted`: Let a network take brightness and contrast of its features from the images that it is asked about
+- `hpa_fastai.runs.cells`: A row for each cell of a field or a folder: where it is, what a network says of it, and its embedding
 - `hpa_fastai.runs.combine`: Combine finished runs into one, and estimate its score out of sample
 - `hpa_fastai.runs.compare`: Which run is better, and is the difference more than luck?
 - `hpa_fastai.runs.converted`: Write somebody's network as a run, which everything in this library can open
