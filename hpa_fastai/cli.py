@@ -149,7 +149,7 @@ def hpa_pack(
     workers:int=None, # Number of processes; by default one per core
     channels:str=None, # What names of files or planes mean: 'red=Cy5, green=FITC, blue=DAPI'
     bits:int=None, # Bits that 16-bit files use, such as 12; by default found from the images
-    intensity:str=None, # What is white: full scale, 'bits' (default), or by the values of each 'file', 'plate' or 'folder'
+    intensity:str=None, # What is white: full scale, 'bits' (default), or by each 'file', 'plate' or 'folder'
     strict:store_true=False # Make no pack if a sample can't be read; by default the others are packed
 ):
     "Pack a folder of images into one file that training reads at the speed of memory"
