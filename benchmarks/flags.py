@@ -99,28 +99,25 @@ def empty():
 
 OWN = dict(sharp='blurred', clean='blurred', clipped='saturated', small='scale', misplaced='swapped')
 LOW = ('sharp', 'clean')
+ALLOWED = dict(small=.03, misplaced=.04) # Share of real fields beyond a limit; of the others none
 
-def choose_limit(real, spoilt, is_low, cost=4):
-    "The limit with most spoilt images flagged, less `cost` times the share of real ones"
+def choose_limit(real, spoilt, allowed, is_low, part=.25):
+    "The limit that `allowed` of the real ones are beyond; if none may be, half way to this part of the spoilt ones"
     sign = -1 if is_low else 1
     real, spoilt = sign*np.asarray(real), sign*np.asarray(spoilt)
-    values = np.unique(np.r_[real, spoilt])
-    cuts = (values[1:] + values[:-1])/2
-    worth = np.array([(spoilt > t).mean() - cost*(real > t).mean() for t in cuts])
-    best = cuts[worth >= worth.max() - 1e-9]
-    return sign*float((best[0] + best[-1])/2)
+    limit, gap = np.quantile(real, 1 - allowed), np.quantile(spoilt, part)
+    return float(sign*(limit if allowed or gap <= limit else (limit + gap)/2))
 
 def choose_limits(table):
     "Limits from the measures of real and spoilt fields"
-    out = dict(LIMITS)
-    real = table[table.kind == 'untouched']
+    out, real = dict(LIMITS), table[table.kind == 'untouched']
     for name, kind in OWN.items():
         spoilt = table[table.kind == kind]
         if name == 'small': spoilt = spoilt[spoilt.way == 'half as large']
         if name == 'clean': spoilt = spoilt[spoilt.way.str.contains('noise')]
-        if name == 'sharp': spoilt = spoilt[~spoilt.way.str.contains('noise')]
-        finite = np.isfinite(spoilt[name])
-        out[name] = choose_limit(real[name], spoilt[name][finite], name in LOW)
+        if name == 'sharp': spoilt = table[table.way.eq('twice as large') | table.way.eq('blurred, sigma 1.5 px')]
+        out[name] = choose_limit(real[name], spoilt[name], ALLOWED.get(name, 0), name in LOW,
+                                 part=.02 if name == 'sharp' else .25)
     return out
 
 def flagged(table, limits): return np.array([bool(flags_of(o, limits)) for o in table.to_dict('records')])

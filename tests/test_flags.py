@@ -34,7 +34,8 @@ def test_scale(field):
 @pytest.mark.parametrize('shape', [(32, 32), (33, 47), (64, 700), (101, 90)])
 def test_any_shape_and_any_content_gets_words(shape):
     rng = np.random.default_rng(0)
-    for img in (np.zeros((*shape, 4)), np.full((*shape, 4), 255), rng.integers(0, 256, (*shape, 4)), np.eye(shape[0], shape[1])[..., None]*[200]*4):
+    line = np.eye(*shape)[..., None]*np.full(4, 200)
+    for img in (np.zeros((*shape, 4)), np.full((*shape, 4), 255), rng.integers(0, 256, (*shape, 4)), line):
         flags = quality_flags(np.ascontiguousarray(img.astype(np.uint8)))
         assert flags and len(describe_flags(flags)) == len(flags) == len(set(flags))
         assert all(o in ADVICE for o in flags)
@@ -66,15 +67,15 @@ def predictions(n, seed):
 @pytest.mark.parametrize('keep', [.7, .9, .95])
 def test_mapie_finds_the_same_threshold(keep):
     risk = pytest.importorskip('mapie.risk_control', reason='MAPIE is not installed')
-    probs, targs = predictions(300, 0)
+    probs, targs = predictions(120, 0)
     # a label that no image has and that is always the most probable one: so all others can be lost, as in MAPIE
-    probs, targs = np.c_[probs, np.ones(300)], np.c_[targs, np.zeros(300, bool)]
+    probs, targs = np.c_[probs, np.ones(120)], np.c_[targs, np.zeros(120, bool)]
     ours = ConformalSets.fit(probs, targs, keep)
-    grid = np.arange(0, 1, .001)
+    grid = np.arange(0, 1, .01)
     theirs = risk.MultiLabelClassificationController(lambda x: x, risk='recall', method='crc', target_level=keep,
                                                      predict_params=grid)
     theirs.calibrate(probs, targs.astype(int))
-    assert abs(ours.threshold - float(theirs.best_predict_param[0])) <= .0021
+    assert abs(ours.threshold - float(theirs.best_predict_param[0])) <= .011
 
 def test_coverage_on_other_halves_of_real_predictions():
     folder = shared/'data/predictions'

@@ -201,10 +201,10 @@ def quality_flags(
     trained_um:float=None # µm per pixel that the network was trained at, if known
 ) -> list: # Words out of 'empty', 'no red' …, 'no cells', 'out of focus', 'saturated', 'scale?', 'stains swapped?'
     "Say in a few words what is wrong with an image; an empty list: nothing was found"
-    if not (isinstance(img, np.ndarray) and img.dtype == np.uint8 and img.ndim == 3 and img.shape[2] == len(CHANNELS)
-            and min(img.shape[:2]) >= 32):
-        raise DataError(f'{getattr(img, "shape", img)!r:.80}: no image (h, w, 4) of 8 bits and at least 32 pixels; '
-                        'read it with open_rgby')
+    is_image = isinstance(img, np.ndarray) and img.dtype == np.uint8 and img.ndim == 3 and img.shape[2] == len(CHANNELS)
+    if not is_image or min(img.shape[:2])*min((um or trained_um or UM)/UM, 1) < 32:
+        raise DataError(f'{getattr(img, "shape", img)!r:.80}: no image (h, w, 4) of 8 bits and at least 32 pixels of '
+                        f'{UM} µm; read it with open_rgby, and larger')
     flags = flags_of(measure_quality(img, um or trained_um))
     if um and trained_um and not 1/1.5 < um/trained_um < 1.5 and 'scale?' not in flags: flags.append('scale?')
     return flags
