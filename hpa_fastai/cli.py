@@ -149,12 +149,13 @@ def hpa_pack(
     workers:int=None, # Number of processes; by default one per core
     channels:str=None, # What names of files or planes mean: 'red=Cy5, green=FITC, blue=DAPI'
     bits:int=None, # Bits that 16-bit files use, such as 12; by default found from the images
+    intensity:str=None, # What is white: full scale, 'bits' (default), or by each 'file', 'plate' or 'folder'
     strict:store_true=False # Make no pack if a sample can't be read; by default the others are packed
 ):
     "Pack a folder of images into one file that training reads at the speed of memory"
     from hpa_fastai.images.samples import find_samples
     from hpa_fastai.images.pack import build_pack
-    samples = find_samples(images, channels=channels, bits=bits, strict=strict)
+    samples = find_samples(images, channels=channels, bits=bits, strict=strict, intensity=intensity)
     print(build_pack(samples, out, size=size, compress=compress, workers=workers, strict=strict))
 
 # %% ../nbs/900_cli.ipynb #1f75afbd

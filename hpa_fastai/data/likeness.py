@@ -24,7 +24,7 @@ from sklearn.covariance import ledoit_wolf
 
 from ..labels import CHANNELS
 from ..files import Count, Schema
-from ..images.samples import FORMATS, open_rgby
+from ..images.samples import first_file, FORMATS, open_rgby, Source
 
 # %% ../../nbs/280_data.likeness.ipynb #d5944eb1
 MEASURES = [f'{kind} of {c}' for kind in ('brightness', 'contrast', 'sharpness', 'scale') for c in CHANNELS]
@@ -164,7 +164,7 @@ def is_simulated(
 # %% ../../nbs/280_data.likeness.ipynb #b0228f46
 def _size_of(source):
     "Width and height of a sample's original image, in words"
-    file = source['red'] if isinstance(source, dict) else source
+    file = first_file(source.files if isinstance(source, Source) else source)
     try:
         with Image.open(file, formats=FORMATS) as im: w, h = im.size
     except OSError: h, w = open_rgby(source).shape[:2]   # NumPy's files, and what else only we open

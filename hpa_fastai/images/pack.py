@@ -264,11 +264,13 @@ def build_pack(
     workers:int=None, # Number of processes; 0 packs in this one; by default one per core, fewer for little work
     reader=open_rgby, # Function that opens a source as (height, width, 4) uint8
     progress:bool=True, # Show a progress bar?
-    strict:bool=True # Is a sample that can't be read an error? If not, it is left out and listed
+    strict:bool=True, # Is a sample that can't be read an error? If not, it is left out and listed
+    **kwargs # Of a folder, passed to `find_samples`: `channels`, `bits`, `intensity`
 ) -> Pack: # Opened
     "Decode and resize all samples into one pack; resumes where an earlier run stopped; raises `DataError`"
     path = Path(path)
-    if not isinstance(samples, dict): samples = find_samples(samples, strict=strict)
+    if kwargs and isinstance(samples, dict): raise DataError(f'{path}: give {", ".join(kwargs)} to find_samples')
+    if not isinstance(samples, dict): samples = find_samples(samples, strict=strict, **kwargs)
     if not samples: raise DataError(f'{path}: no samples to pack; give Id -> source, or a folder of images')
     plan = dict(size=size, compress=compress, ids=list(samples))
     with one_at_a_time(path):

@@ -133,7 +133,7 @@ def image_table(
     job:dict=None, # What the rows depend on, as JSON can hold it; by default unknown
     strict:bool=False, # Is an image that can't be read an error? If not, it is left out and listed
     open_one=None, # Function of a source that gives what `answer` takes; by default `prepare(open_rgby(source))`
-    **kwargs # Passed to `find_samples`: `channels`, `bits`
+    **kwargs # Passed to `find_samples`: `channels`, `bits`, `um`, `intensity`
 ) -> pd.DataFrame: # The rows of all images that could be read, in the order of their Ids
     "Compute a row for each image of a folder; resumes where an earlier start was stopped; raises `DataError`"
     samples = images if isinstance(images, dict) else find_samples(images, strict=strict, **kwargs)
