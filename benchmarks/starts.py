@@ -37,7 +37,7 @@ from sim_to_real import augment, one_cycle, read_stains, views
 
 WIDE, PIXELS = 164, 480     # µm and pixels of a field
 SIZES = 6, 12, 25, 43       # fields to learn from
-FOLDS, DRAWS = 5, 5
+FOLDS, DRAWS = 5, 3
 VIEWS = 2                   # symmetries of a field, for features
 STARTS = dict(scratch='scratch', imagenet='ImageNet', imagenet_simulated='ImageNet, then simulated',
               simulated='simulated cells')
@@ -214,7 +214,7 @@ def mean_precision(probs, targets, counted):
     each = [average_precision_score(targets[:, c], probs[:, c]) for c in counted if targets[:, c].any()]
     return float(np.mean(each))
 
-def bootstrap_scores(answers, targets, counted, n_boot=200, seed=0):
+def bootstrap_scores(answers, targets, counted, n_boot=150, seed=0):
     "Score of each way, and in samples of fields and draws; `answers`: way → list of probabilities, one for each draw"
     rng, fields = np.random.default_rng(seed), len(targets)
     scores = {k: np.mean([mean_precision(p, targets, counted) for p in v]) for k, v in answers.items()}
