@@ -8,8 +8,8 @@ instead. This chapter holds these checks. You need it if you add an option to a 
 
 # %% auto #0
 __all__ = ['LEAST', 'SHARES', 'CHOICES', 'INPUTS', 'OUTPUTS', 'NETWORKS', 'WORDS', 'EXAMPLES', 'UsageError', 'nearest',
-           'check_numbers', 'check_choices', 'check_input', 'check_output', 'check_paths', 'set_changes',
-           'check_device', 'check_arguments', 'usage_problem', 'words_type', 'command_parser']
+           'check_numbers', 'check_choices', 'check_input', 'check_output', 'check_weights', 'check_paths',
+           'set_changes', 'check_device', 'check_arguments', 'usage_problem', 'words_type', 'command_parser']
 
 # %% ../nbs/890_arguments.ipynb #45b156fb
 import os, re, shlex
@@ -106,6 +106,13 @@ OUTPUTS = dict(out=True, packs=True, plot=False)
 NETWORKS = ('simulated',)   # names of networks that ship with the package, in place of a run's folder
 WORDS = 'folders', 'runs', 'submission', 'name'   # given without a dash
 
+def check_weights(
+    files:str # A file or a folder, or several files with commas between
+):
+    "Raise `UsageError` for files of weights that are not there"
+    for o in [files] if Path(files).exists() else files.split(','):
+        if not Path(o).exists(): raise UsageError(f'--weights {o}: no such file or folder; check the name')
+
 def check_paths(
     command:str, # Name of the command
     given:dict # Name → value
@@ -117,8 +124,7 @@ def check_paths(
         for o in value if isinstance(value, (list, tuple)) else [value]:
             if o == '': raise UsageError(f'{what.strip() or name} is empty; give a name')
             if o is None or (name == 'run' and command == 'hpa-predict' and o in NETWORKS): continue
-            if name == 'weights' and not Path(o).exists():
-                raise UsageError(f'--weights {o}: no such file or folder; check the name')
+            if name == 'weights': check_weights(o)
             if name in INPUTS: check_input(what, o, INPUTS[name])
             if name in outputs: check_output(what, o, outputs[name])
 

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np, pandas as pd, pytest, torch
 from torch.nn import functional as F
 from torch.testing import assert_close
+from hpa_fastai.cli_predict import hpa_predict
 from hpa_fastai.labels import DataError, LABELS
 from hpa_fastai.models.factory import rgby_model
 from hpa_fastai.models.pretrained import read_pretrained
@@ -287,7 +288,7 @@ def test_from_file_to_table(tmp_path, images, kind):
     size = 64 if kind == 'bestfitting' else None
     found = convert_weights(files, tmp_path/'run', size)
     before = sorted(tmp_path.rglob('*'))
-    opened = open_weights(files if size else str(files) if kind != 'subcell' else ','.join(map(str, files)), 'cpu', size)
+    opened = open_weights(files, 'cpu', size)
     assert sorted(tmp_path.rglob('*')) == before
     loader = Predictor if found.labels else FeaturePredictor
     run = loader.load(tmp_path/'run', device='cpu')
@@ -296,6 +297,18 @@ def test_from_file_to_table(tmp_path, images, kind):
     assert all(len(o) == 3 and np.isfinite(o[numbers].to_numpy()).all() for o in tables)
     pd.testing.assert_frame_equal(*[o[['Id', *numbers]] for o in tables])
     if labels: assert list(run.labels) == labels
+
+@pytest.mark.parametrize('kind', ['subcell', 'dino4cells', 'cell_dino'])
+def test_hpa_predict_takes_them(tmp_path, images, kind, capsys):
+    (tmp_path/'in').mkdir()
+    files, labels = files_of(kind, tmp_path/'in')
+    out, weights = tmp_path/'out.csv', ','.join(map(str, files)) if labels else str(tmp_path/'in')
+    hpa_predict(images=str(images), out=str(out), weights=weights, device='cpu')
+    said = capsys.readouterr().out
+    assert 'licence: ' in said and '3 images' in said
+    df = pd.read_csv(out)
+    assert set(labels or ['f0000', 'f0127']) <= set(df) and len(df) == 3
+    assert not list(tmp_path.glob('.*'))
 
 # What is refused -----------------------------------------------------------------------------------------------------
 

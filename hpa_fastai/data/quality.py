@@ -174,8 +174,8 @@ def measure_quality(
     return out | nuclei | dict(radius=nuclei['radius']*um)
 
 # %% ../../nbs/290_data.quality.ipynb #2194f935
-LIMITS = dict(sharp=-1.5, clean=-2.75, clipped=.37, alike=.72, roundness=.28, contrast=.55, radius=(1.6, 8.6),
-              small=.77, misplaced=.82)
+LIMITS = dict(sharp=-1.5, clean=-2.95, clipped=.37, alike=.72, roundness=.28, contrast=.55, radius=(1.6, 8.6),
+              small=.82, misplaced=.85)
 
 def flags_of(
     measured, # From `measure_quality`

@@ -113,11 +113,15 @@ def recognise(
 
 # %% ../../nbs/347_models.pretrained.ipynb #f0263234
 def weight_files(
-    files # A file of weights, or several: in a list, or as text with commas between
+    files # A file of weights, or several: in a list, in a folder, or as text with commas between
 ) -> list: # Of `Path`s
     "The files of a network"
     if isinstance(files, str) and not Path(files).exists(): files = files.split(',')
-    return [Path(o) for o in listify(files)]
+    files = [Path(o) for o in listify(files)]
+    if len(files) != 1 or not files[0].is_dir(): return files
+    inside = [o for o in sorted(files[0].iterdir()) if o.suffix in ('.pth', '.pt', '.safetensors')]
+    if not inside: raise DataError(f'{files[0]}: no files of weights in this folder; give .pth or .safetensors files')
+    return inside
 
 def merge_files(
     files # A file of weights, or the files of one network

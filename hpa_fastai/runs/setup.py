@@ -22,7 +22,6 @@ from ..data.augment import rgby_augments
 from ..data.sampling import SAMPLING, sampling_rule
 from ..data.block import rgby_dls
 from ..models.masks import MaskTask, segment_batch
-from ..models.imagenorm import input_stats
 from ..models.factory import check_model_args, NETWORKS, rgby_model, simulated_args
 from ..train.losses import LOSSES, MultiLabelFocalLoss
 from ..train.learner import OPTIMIZERS, rgby_learner
@@ -117,7 +116,7 @@ def recipe_stats(
     pack # `Pack` of the training images
 ) -> tuple: # `(mean, std)` of each channel, from 0 to 1
     "What a recipe's images are normalised by: their statistics, if the network doesn't normalise each by itself"
-    return input_stats(network_args(recipe), pack.stats())
+    return ([0.]*4, [1.]*4) if network_args(recipe).get('image_norm') else pack.stats()
 
 def recipe_dls(
     recipe, # A `Recipe`
