@@ -10,7 +10,7 @@ without an example keeps the answers that the network gave before. The recipe `f
 # %% auto #0
 __all__ = ['last_linear', 'linear_change', 'Probe']
 
-# %% ../../nbs/455_train.probe.ipynb #f03e8a7a
+# %% ../../nbs/455_train.probe.ipynb #f127a41a
 from fastai.callback.core import CancelBackwardException, CancelStepException
 from fastai.callback.hook import Hook
 from fastai.vision.all import Callback, delegates, F, L, Learner, nn, patch, torch
@@ -18,7 +18,7 @@ from fastai.vision.all import Callback, delegates, F, L, Learner, nn, patch, tor
 from ..labels import DataError
 from .learner import best_autocast
 
-# %% ../../nbs/455_train.probe.ipynb #8e7b2600
+# %% ../../nbs/455_train.probe.ipynb #eeea7384
 def last_linear(
     model # `nn.Sequential(body, head)`, as from `rgby_model`
 ) -> nn.Linear:
@@ -28,7 +28,7 @@ def last_linear(
     raise DataError(f'a probe refits the last linear layer, and this head ends in {type(layers[-1]).__name__}; '
                     "take head='concat', 'linear' or 'bestfitting'")
 
-# %% ../../nbs/455_train.probe.ipynb #c0740e85
+# %% ../../nbs/455_train.probe.ipynb #559e1f83
 def linear_change(
     features, # Inputs of the layer (n, features)
     targets, # Labels (n, labels), 0 and 1
@@ -41,7 +41,8 @@ def linear_change(
     z = torch.as_tensor(logits).double().expand_as(y)
     seen = y.any(0)
     scale = f.square().sum(1).mean().sqrt()
-    f, y, z = f/scale, y[:, seen], z[:, seen]
+    u, size, axes = torch.linalg.svd(f/scale, full_matrices=False)   # w lies in the span of the rows
+    f, y, z = u*size, y[:, seen], z[:, seen]
     w = torch.zeros(y.shape[1], f.shape[1], dtype=torch.double, requires_grad=True)
     opt = torch.optim.LBFGS([w], max_iter=500, tolerance_grad=1e-6, line_search_fn='strong_wolfe')
     def loss():
@@ -50,11 +51,11 @@ def linear_change(
         value.backward()
         return value
     opt.step(loss)
-    change = torch.zeros(len(seen), f.shape[1], dtype=torch.double)
-    change[seen] = w.detach()/scale
+    change = torch.zeros(len(seen), axes.shape[1], dtype=torch.double)
+    change[seen] = w.detach()@axes/scale
     return change
 
-# %% ../../nbs/455_train.probe.ipynb #38dbe26a
+# %% ../../nbs/455_train.probe.ipynb #e3d6df5a
 class Probe(Callback):
     "Refit the last layer by logistic regression, in place of steps of an optimizer"
     def __init__(self,
@@ -84,7 +85,7 @@ class Probe(Callback):
     def before_backward(self): raise CancelBackwardException
     def before_step(self): raise CancelStepException
 
-# %% ../../nbs/455_train.probe.ipynb #43ab08b5
+# %% ../../nbs/455_train.probe.ipynb #14ea0a2e
 @patch
 @torch.no_grad()
 def look(self:Probe
@@ -98,7 +99,7 @@ def look(self:Probe
                 seen.append([o.as_subclass(torch.Tensor).float().cpu() for o in (hook.stored, logits, y)])
     return tuple(torch.cat(o) for o in zip(*seen))
 
-# %% ../../nbs/455_train.probe.ipynb #bdd9f7fe
+# %% ../../nbs/455_train.probe.ipynb #5dc507db
 @patch
 @delegates(Probe)
 def fit_probe(self:Learner,
