@@ -22,7 +22,7 @@ from .data.sampling import (
     SAMPLING, factor_repeats, frequency_repeats, plot_repeats, rare_repeats, repeats_table, share_repeats,
 )
 from .data.loader import PackDL
-from .data.quality import describe_flags, quality_flags
+from .data.quality import quality_flags
 from .data.block import RGBYBlock, grid_dls, rgby_dls, source_dl
 # models
 from .models.weights import load_weights, save_weights
@@ -47,13 +47,11 @@ from .decide.rules import ClassRule, FixedRule, GlobalRule, MeanRule, RatioRule,
 from .decide.calibration import CalibratedRule, StackedRule
 from .decide.shift import adapt_rule, estimate_shares
 from .decide.thresholds import choose_rule, held_out_score
-from .decide.conformal import ConformalSets
 from .decide.ensembles import ENSEMBLES, make_ensemble
 # explanations
 from .explain.interpret import RGBYInterpretation, multilabel_confusion
 from .explain.plots import plot_confusion_matrix, plot_f1, plot_images, plot_logs, plot_thresholds
 from .explain.gradcam import grad_cam, show_cam
-from .explain.atypical import Atypical
 from .explain.embeddings import learner_features, plot_projection, project_features
 # runs
 from .runs.recipes import RECIPES, Phase, Recipe, load_recipe
