@@ -28,7 +28,7 @@ setup(
     packages=find_packages(include=['hpa_fastai', 'hpa_fastai.*']),
     package_data={'hpa_fastai': ['assets/*', 'assets/*/*', 'assets/*/*/*']},
     install_requires=cfg['requirements'].split(),
-    extras_require={o: cfg[f'{o}_requirements'].split() for o in ('dev', 'stacking', 'distributed')},
+    extras_require={o.removesuffix('_requirements'): cfg[o].split() for o in cfg if o.endswith('_requirements')},
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['name']}={cfg['name']}._modidx:d"],

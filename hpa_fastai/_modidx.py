@@ -2165,6 +2165,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'hpa_fastai/runs/setup.py'),
                                        'hpa_fastai.runs.setup.recipe_stats': ('runs.setup.html#recipe_stats', 'hpa_fastai/runs/setup.py')},
             'hpa_fastai.runs.shipped': { 'hpa_fastai.runs.shipped.Beside': ('runs.shipped.html#beside', 'hpa_fastai/runs/shipped.py'),
+                                         'hpa_fastai.runs.shipped._sets_of': ('runs.shipped.html#_sets_of', 'hpa_fastai/runs/shipped.py'),
                                          'hpa_fastai.runs.shipped.read_beside': ( 'runs.shipped.html#read_beside',
                                                                                   'hpa_fastai/runs/shipped.py'),
                                          'hpa_fastai.runs.shipped.run_folder': ( 'runs.shipped.html#run_folder',

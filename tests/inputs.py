@@ -18,7 +18,7 @@ NAMES = dict(red='Alpha-tubulin', green='Alexa Fluor 488', blue='Hoechst 33342',
 KINDS, EXPECTED, LOSS = {}, {}, {}
 
 def kind(expected=lambda img: img, loss=1):
-    "Register a maker; `expected` gives what a field becomes, `loss` is the mean difference that is allowed"
+    "Register a maker; `expected` gives what a field becomes, `loss` is the mean difference, None if it may be alike only"
     def register(f):
         KINDS[f.__name__], EXPECTED[f.__name__], LOSS[f.__name__] = f, expected, loss
         return f
@@ -299,7 +299,7 @@ def big_endian(fields, folder):
 
 # Other scales and shapes
 
-@kind(loss=3)
+@kind(loss=None)
 def finer_by_ome(fields, folder):
     ome(fields, folder, 'CYX', change=lambda img, order: planes(zoomed(img, .21), order), PhysicalSizeX=210,
         PhysicalSizeXUnit='nm', PhysicalSizeY=210, PhysicalSizeYUnit='nm')
@@ -313,13 +313,13 @@ def finer_by_imagej(fields, folder):
              metadata=metadata)
     return {}
 
-@kind(loss=3)
+@kind(loss=None)
 def finer_by_resolution(fields, folder):
     singles(fields, folder, '{i}_{c}.tif', change=lambda a: zoomed(a, .16), resolution=(1e4/.16, 1e4/.16),
             resolutionunit='CENTIMETER')
     return {}
 
-@kind(loss=3)
+@kind(loss=None)
 def finer_as_said(fields, folder):
     singles(fields, folder, '{i}_{c}.png', change=lambda a: zoomed(a, .24))
     return dict(um=.24)

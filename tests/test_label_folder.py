@@ -1,16 +1,20 @@
 """Labels without training: the network beside the package, scale and tiles, trust words, flags, the note beside the
 result, a dry run, statistics of one's own images."""
+import shutil
 import cv2, numpy as np, pandas as pd, pytest, safetensors.torch, tifffile, torch
 
 from hpa_fastai.labels import CHANNELS, DataError, LABELS
 from hpa_fastai.cli_predict import hpa_predict
 from hpa_fastai.files import read_json, write_json
 from hpa_fastai.decide.conformal import ConformalSets
+from hpa_fastai.decide.ensembles import make_ensemble
 from hpa_fastai.decide.rules import FixedRule
 from hpa_fastai.decide.trust import measure_missing, measure_trust, TrustTable, WORDS
+from hpa_fastai.explain.atypical import Atypical
 from hpa_fastai.models.factory import rgby_model
 from hpa_fastai.models.trained import record_networks
 from hpa_fastai.runs import shipped
+from hpa_fastai.runs.folder import write_ensemble_runs
 from hpa_fastai.runs.networks import Networks
 from hpa_fastai.runs.predictor import Predictor
 from hpa_fastai.runs.scale import field_tiles, MOST_TILES
@@ -258,3 +262,28 @@ def test_words_are_lowered_where_no_label_reached_its_threshold(tmp_path, folder
     FixedRule(.999).fit(np.zeros((1, 28)), np.zeros((1, 28))).save(mine/'thresholds.json')
     df = Predictor.load(mine, 'cpu').predict_folder(folder)
     assert set(df.Trust) <= {'look twice', "don't"}
+
+# Unusual images, and ensembles
+
+def test_unusual_images_are_flagged(tmp_path):
+    mine = make_network(tmp_path/'mine')
+    predictor = Predictor.load(mine, 'cpu')
+    usual = predictor.embed([predictor.prepare(o) for o in images(40, seed=1)])
+    Atypical.fit(usual, quantile=.9).save(mine/'atypical.npz')
+    odd = [np.zeros((size, size, 4), np.uint8), np.full((size, size, 4), 250, np.uint8)]
+    folder = folder_of(tmp_path/'images', images(8, seed=2) + odd)
+    df = Predictor.load(mine, 'cpu').predict_folder(folder)
+    assert list(df.Flags[8:]) == ['atypical']*2 and (df.Flags[:8] == 'atypical').sum() <= 3
+    assert not df.Trust[8:].str.split(';').explode().eq('trust').any()
+
+def test_an_ensemble_has_scale_trust_and_a_look(tmp_path, folder):
+    for name in 'ab': make_network(tmp_path/name)
+    write_ensemble_runs(tmp_path/'both', 'mean', [tmp_path/'a', tmp_path/'b'])
+    make_ensemble('mean').save(tmp_path/'both/weights.json')
+    for o in ('thresholds.json', 'trust.json'): shutil.copy(tmp_path/'a'/o, tmp_path/'both'/o)
+    both, one = (Predictor.load(tmp_path/o, 'cpu') for o in ('both', 'a'))
+    large = folder_of(tmp_path/'large', images(2, 80))
+    pd.testing.assert_frame_equal(both.predict_folder(large, um=um), one.predict_folder(large, um=um), atol=2e-3)
+    assert list(both.look_at_folder(large, um=um).tiles) == [9, 9]
+    many = images(16)
+    assert np.abs(both.adapt(many).predict_probs(many) - both.predict_probs(many)).max() > 1e-3

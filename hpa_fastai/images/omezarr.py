@@ -70,7 +70,11 @@ def _check_array(path):
     chunk = meta.get('chunks') or meta['chunk_grid']['configuration']['chunk_shape']
     n = math.prod(chunk)*8
     if n > 8*_most: raise DataError(f'has chunks of {n//8:,} pixels; save it with smaller ones')
-    long = next((o for o in path.rglob('*') if o.stat().st_size > n + 2**16), None)
+    files = [o for o in path.rglob('*') if o.is_file()]
+    pieces = math.prod(-(-a//b) for a, b in zip(meta['shape'], chunk))
+    if pieces > 1000 + 4*len(files):
+        raise DataError(f'has {len(files):,} files for {pieces:,} chunks; download or export it again')
+    long = next((o for o in files if o.stat().st_size > n + 2**16), None)
     if long: raise DataError(f'has a chunk that is longer than its content ({long.name}); save it again')
 
 # %% ../../nbs/086_images.omezarr.ipynb #85a0f4d0

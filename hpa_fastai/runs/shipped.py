@@ -10,13 +10,15 @@ good it is at each label of real images; `conformal.json`, for label sets that h
 # %% auto #0
 __all__ = ['SHIPPED', 'NAMES', 'run_folder', 'Beside', 'read_beside']
 
-# %% ../../nbs/738_runs.shipped.ipynb #6584d635
+# %% ../../nbs/738_runs.shipped.ipynb #3187a979
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from ..labels import DataError
+from ..decide.conformal import ConformalSets
 from ..decide.trust import TrustTable
+from ..explain.atypical import Atypical
 
 # %% ../../nbs/738_runs.shipped.ipynb #be626e0b
 SHIPPED = Path(str(files('hpa_fastai')))/'assets'
@@ -34,13 +36,13 @@ def run_folder(
                         f'the folder of a run (for a folder of that name ./{run})')
     return SHIPPED/run
 
-# %% ../../nbs/738_runs.shipped.ipynb #7f0ae094
+# %% ../../nbs/738_runs.shipped.ipynb #c9200288
 @dataclass
 class Beside:
     "What lies beside a network"
     trust:TrustTable=None # How good it is at each label
-    sets:object=None # Fitted `ConformalSets`
-    atypical:object=None # Fitted `Atypical`
+    sets:ConformalSets=None # Fitted `ConformalSets`
+    atypical:Atypical=None # Fitted `Atypical`
 
 def read_beside(
     run, # Folder of a run
@@ -49,10 +51,13 @@ def read_beside(
     "Read what lies beside a network; raises `DataError` for files that are damaged or of another network"
     run, found = Path(run), Beside()
     if (run/'trust.json').exists(): found.trust = TrustTable.load(run/'trust.json', labels)
-    if (run/'conformal.json').exists():
-        from hpa_fastai.decide.conformal import ConformalSets
-        found.sets = ConformalSets.load(run/'conformal.json')
-    if (run/'atypical.npz').exists():
-        from hpa_fastai.explain.atypical import Atypical
-        found.atypical = Atypical.load(run/'atypical.npz')
+    if (run/'conformal.json').exists(): found.sets = _sets_of(run/'conformal.json', len(labels))
+    if (run/'atypical.npz').exists(): found.atypical = Atypical.load(run/'atypical.npz')
     return found
+
+def _sets_of(path, n):
+    "Conformal sets of as many labels as the network has; raises `DataError`"
+    sets = ConformalSets.load(path)
+    if sets.labels == n: return sets
+    raise DataError(f'{path}: fitted on {sets.labels} labels, the network has {n}; take the file as it was written, or '
+                    'remove it')
