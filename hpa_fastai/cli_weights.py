@@ -22,8 +22,8 @@ def _described(found, out):
     labels = f'{len(found.labels)} labels: {", ".join(found.labels)}' if found.labels else \
         f'none; it gives {found.config["n_out"]} features'
     scale = f'{found.um_per_px:g}' if found.um_per_px else 'unknown; give images like those of its training'
-    rows = dict(source=found.source, labels=labels, images=f'{found.size} × {found.size} pixels', stains=', '.join(found.stains))
-    if found.single_cells: rows['images'] += ', each of a single cell in the middle'
+    images = f'{found.size} × {found.size} pixels' + ', each of a single cell in the middle'*found.single_cells
+    rows = dict(source=found.source, labels=labels, images=images, stains=', '.join(found.stains))
     rows |= {'µm per pixel': scale, 'licence': found.licence, 'written to': out}
     return '\n'.join(f'{k + ":":14}{v}' for k, v in rows.items())
 

@@ -199,12 +199,15 @@ def load(cls:LinearProbe,
 
 # %% ../../nbs/745_runs.features.ipynb #a96a85d5
 def open_weights(
-    path, # A file of weights from elsewhere, or the files of one network, in a list or with commas between
+    path, # A file of weights from elsewhere; the files of one network, in a list, a folder, or with commas; or a run
     device=None, # Device to compute on; by default the best there is
     size:int=None, # Side of the images, in pixels; by default as in the training
     stains=None # Stains of a SubCell for three; by default by the file's name
 ): # `Predictor` or `FeaturePredictor`, with what is known about it in `pretrained`
     "From somebody's file to a predictor; nothing is written; raises `DataError`"
+    if isinstance(path, (str, Path)) and (Path(path)/'model.json').exists():
+        kind = FeaturePredictor if read_config(path).gives_features else Predictor
+        return kind.load(path, device)
     model, found = pretrained_model(path, size, stains)
     if found.labels:
         rule = fixed_rule(len(found.labels))

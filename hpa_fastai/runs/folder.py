@@ -53,7 +53,8 @@ def read_networks(
     "Read what a run needs to predict; raises `DataError`"
     run, config = Path(run), read_config(run)
     if config.gives_features:
-        raise DataError(f'{run}: its network gives features, not labels; use FeaturePredictor, and a LinearProbe for labels')
+        raise DataError(f'{run}: its network gives features, not labels; '
+                        'use hpa-predict --weights or FeaturePredictor, and a LinearProbe for labels')
     if not (run/'thresholds.json').exists():
         raise DataError(f'{run}: the run is not finished; start the same hpa-train again, it goes on')
     files, args = network_files(run, config), config.model.arguments(run/'model.json')
