@@ -63,6 +63,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'hpa_fastai.cli.hpa_train': ('cli.html#hpa_train', 'hpa_fastai/cli.py')},
             'hpa_fastai.cli_predict': { 'hpa_fastai.cli_predict._network': ('cli_predict.html#_network', 'hpa_fastai/cli_predict.py'),
                                         'hpa_fastai.cli_predict._summary': ('cli_predict.html#_summary', 'hpa_fastai/cli_predict.py'),
+                                        'hpa_fastai.cli_predict._write_cells': ( 'cli_predict.html#_write_cells',
+                                                                                 'hpa_fastai/cli_predict.py'),
                                         'hpa_fastai.cli_predict._write_features': ( 'cli_predict.html#_write_features',
                                                                                     'hpa_fastai/cli_predict.py'),
                                         'hpa_fastai.cli_predict.hpa_predict': ( 'cli_predict.html#hpa_predict',

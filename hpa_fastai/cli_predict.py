@@ -39,6 +39,13 @@ def _summary(df):
     return '; of {} labels: trust {}, look twice at {}, don\'t trust {}'.format(
         len(words), *(words.count(o) for o in ('trust', 'look twice', "don't")))
 
+def _write_cells(predictor, images, out, dry_run, how):
+    "A row for each cell of all images"
+    if dry_run or how['keep'] or how['adapt']: raise UsageError('leave out --dry-run, --keep and --adapt with --cells')
+    from hpa_fastai.runs.cells import predict_cells_folder
+    df = predict_cells_folder(predictor, images, out, **{k: v for k, v in how.items() if k not in ('keep', 'adapt')})
+    print(f'{out}: {len(df)} cells of {df.Id.nunique()} images labelled')
+
 # %% ../nbs/910_cli_predict.ipynb #98f7c3a4
 @command('images', 'out')
 def hpa_predict(
@@ -52,6 +59,7 @@ def hpa_predict(
     intensity:str=None, # Where the range of intensities comes from: bits, file, folder, plate
     dry_run:store_true=False, # Say how the images are understood, draw some of them, and label nothing
     keep:float=None, # Add a column Kept: sets that hold this share of the true labels, such as 0.9
+    cells:store_true=False, # Label each cell: a row for each, with its place; OUT is .csv, .parquet or .h5ad (AnnData)
     adapt:float=0., # Weight, from 0 to 1, of the folder's own statistics in the network's normalisation
     tta:int=None, # Symmetric views of each image: 1, 4 or 8; by default as in the run
     bs:int=None, # Images at a time; by default as in the run's training
@@ -64,6 +72,7 @@ def hpa_predict(
     how = dict(n=tta, bs=bs, strict=strict, channels=channels, bits=bits, um=um_per_px, intensity=intensity, keep=keep,
                adapt=adapt)
     if not hasattr(predictor, 'labels'): return _write_features(predictor, images, out, dry_run, how)
+    if cells: return _write_cells(predictor, images, out, dry_run, how)
     if dry_run:
         picture = out.removesuffix('.csv') + '.png'
         print(predictor.look_at_folder(images, picture, **how).to_string(index=False, na_rep=''))
