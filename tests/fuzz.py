@@ -604,7 +604,8 @@ def command(box):
 def run_command(name, args):
     "Run a command with the words of a command line"
     sys.argv, function = [name, *args], name.replace('-', '_')
-    code = compile(f'from hpa_fastai.cli import {function}\n{function}()', __file__, 'exec')
+    module = 'cli_predict' if name == 'hpa-predict' else 'cli'
+    code = compile(f'from hpa_fastai.{module} import {function}\n{function}()', __file__, 'exec')
     exec(code, dict(__name__='__main__', __file__=__file__))   # as if it were a script of its own
 
 def _kind(*patterns):

@@ -28,8 +28,10 @@ _planes = dict(red=0, green=1, blue=2, yellow=0)   # the plane of a colour file 
 
 def _channel_plane(a, channel, path):
     "The plane of a picture in colour that holds `channel`"
+    plane = _planes[channel]
+    if a.dtype.kind not in 'uif': return a[..., plane]   # no pixels: refused where they become 8 bits
     x = a if a.dtype == np.uint8 else a*(255/max(float(a.max()), 1e-9))
-    means, plane = x.mean((0, 1)), _planes[channel]
+    means = x.mean((0, 1))
     is_grey = np.abs(x - x.mean(-1, keepdims=True)).mean() <= 2
     others = [k for k in range(3) if k != plane and not (channel == 'yellow' and k == 1)]
     if not is_grey and means[others].max() > .5*means[plane] + 1:
