@@ -1,0 +1,29 @@
+"The network that ships with the package: small, complete, and as good on real images as its card says."
+import numpy as np, pytest, torch
+from hpa_fastai.labels import encode_targets, LABELS, read_labels
+from hpa_fastai.images.samples import find_samples, open_rgby
+from hpa_fastai.runs.predictor import Predictor
+from hpa_fastai.runs.shipped import SHIPPED
+from hpa_fastai.train.metrics import average_precision_per_class
+
+torch.set_num_threads(1)
+
+def test_small_and_complete():
+    files = {o.name: o.stat().st_size for o in (SHIPPED/'simulated').rglob('*') if o.is_file()}
+    assert sum(files.values()) < 12_000_000
+    assert {'model.json', 'model.safetensors', 'thresholds.json', 'trust.json', 'conformal.json', 'card.md'} <= set(files)
+    card = (SHIPPED/'simulated/card.md').read_text(encoding='utf-8')
+    assert all(f'| {o} |' in card for o in LABELS)
+
+def test_real_fields(shared):
+    "Ranking and first labels, with one view; the card's figures are those of eight"
+    folder = shared/'data/images/rgby_fields'
+    if not folder.exists(): pytest.skip(f'no {folder}')
+    df, samples = read_labels(folder/'train.csv'), find_samples(folder)
+    df = df[df.Id.isin(list(samples))]
+    y, predictor = encode_targets(df.Target).astype(int), Predictor.load('simulated')
+    images = [open_rgby(samples[o]) for o in df.Id]
+    probs = np.concatenate([predictor.predict_probs(images[i:i+9], n=1, um=.32) for i in range(0, len(images), 9)])
+    first = np.take_along_axis(y, np.argsort(-probs, 1), 1)
+    assert average_precision_per_class(probs, y)[y.sum(0) >= 3].mean() > .36
+    assert first[:, 0].mean() > .38 and first[:, :3].any(1).mean() > .68
