@@ -47,7 +47,9 @@ def main():
             continue
         right = sum(truth[i] == o for i, o in got.items())
         same, count = same + right, count + len(got)
-        if right < len(got): print(f'{name:28} {right} of {len(got)}{"" if LOSS[name] is not None else "  (alike only)"}')
-    print(f'{len(KINDS)} forms: the same first label in {same} of {count} samples ({same/max(count, 1):.3f}); {told} say what to do')
+        alike = '' if LOSS[name] is not None else '  (alike only)'
+        if right < len(got): print(f'{name:28} {right} of {len(got)}{alike}')
+    print(f'{len(KINDS)} forms: the same first label in {same} of {count} samples ({same/max(count, 1):.3f}); '
+          f'{told} say what to do')
 
 if __name__ == '__main__': main()

@@ -176,7 +176,8 @@ def write_beside(predictor, images, probs, y, others):
     names = ', '.join(f'{len(t)} {name.lower()}' for name, (_, t) in others.items())
     table = measure_trust(all_probs, all_y, all_decided)
     missing = measure_missing(lambda imgs: asked(predictor, imgs, WIDTH/images[0].shape[1]), images, y)
-    TrustTable(table, f'{len(y)} fields of the competition, {names}', missing, choose_calibrator(probs, y)).save(run/'trust.json')
+    measured_on = f'{len(y)} fields of the competition, {names}'
+    TrustTable(table, measured_on, missing, choose_calibrator(probs, y)).save(run/'trust.json')
     print(table[['label', 'n', 'ap', 'precision', 'recall', 'word']].round(2).to_string(index=False))
     return table
 

@@ -130,7 +130,8 @@ def save(model, out, notes):
     "Write the network as the folder of a run, in half precision"
     from safetensors.torch import save as as_bytes
     (out/'fold0').mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().cpu().half().contiguous() if v.is_floating_point() else v.cpu() for k, v in model.state_dict().items()}
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    tensors = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     with whole_file(out/'fold0/model.safetensors') as tmp: tmp.write_bytes(as_bytes(tensors, {'format': 'pt'}))
     save_config(out, model.config, 480, [0]*4, [1]*4, um_per_px=UM, views=dict(n=8),
                 source='simulated cells (tools/simulated_network.py)', licence='Apache-2.0')
@@ -139,7 +140,7 @@ def save(model, out, notes):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--work', type=Path, default=Path('data/simulated_network'), help='folder for fields and checkpoint (6.6 GB)')
+    p.add_argument('--work', type=Path, default=Path('data/simulated_network'), help='for fields and checkpoint (6.6 GB)')
     p.add_argument('--out', type=Path, default=HERE/'hpa_fastai/assets/simulated', help='folder of the network')
     p.add_argument('--files', type=int, default=64, help=f'files of {PER_FILE} fields')
     p.add_argument('--steps', type=int, default=11_000)
@@ -155,7 +156,8 @@ def main():
     print(f'{a.files*PER_FILE} fields in {a.work}', flush=True)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     model, hours = train(files, a.work, a.steps, a.bs, a.lr, a.seed, a.workers, device)
-    made = dict(command=f'python tools/simulated_network.py --files {a.files} --steps {a.steps} --bs {a.bs} --lr {a.lr} --seed {a.seed}',
+    options = ' '.join(f'--{o} {getattr(a, o)}' for o in ('files', 'steps', 'bs', 'lr', 'seed'))
+    made = dict(command=f'python tools/simulated_network.py {options}',
                 fields=a.files*PER_FILE, images=a.steps*a.bs, hours=round(hours, 2), seed=a.seed, device=device)
     save(model, a.out, made)
     print(f'{a.out}: {json.dumps(made)}')

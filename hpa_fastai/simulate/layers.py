@@ -38,7 +38,7 @@ MARKERS = 'red', 'blue', 'yellow'
 
 class Layers(NamedTuple):
     "One field of cells before any microscope, layer by layer"
-    planes: np.ndarray # (6 + labels, size, size) uint8: red, blue, yellow, nuclei, thickness, cell numbers; then the light of each label
+    planes: np.ndarray # uint8 (6 + labels, size, size): red, blue, yellow, nuclei, thickness, cell numbers, each label
     labels: np.ndarray # Numbers of the labels, (labels,)
     um: float # µm per pixel
 
@@ -170,7 +170,9 @@ def _dirt(rng, cells, size):
 def _unlabelled(rng, f, cells, size, nucleus_too):
     "Light that no label tells of: dissolved protein, other stains that shine through, background, dirt"
     out = np.zeros((size, size), np.float32)
-    if u := _perhaps(rng, .6, .22): out += u*f['thick']*(1 - np.float32(rng.random())*f['nucleus'])*cells.amounts(.4)*_texture(rng, size, .5)
+    if u := _perhaps(rng, .6, .22):
+        dissolved = u*f['thick']*(1 - np.float32(rng.random())*f['nucleus'])
+        out += dissolved*cells.amounts(.4)*_texture(rng, size, .5)
     u = _perhaps(rng, .5, .2)
     if u and nucleus_too: out += u*f['nucleus']*cells.amounts(.4)*_texture(rng, size, .4)
     if u := _perhaps(rng, .35, .18): out += u*f[str(rng.choice(MARKERS))]
