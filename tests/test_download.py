@@ -282,6 +282,7 @@ def run_commands():
         else:
             log = os.open(asked.pop('log'), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             for fd in (1, 2): os.dup2(log, fd)
+            signal.signal(signal.SIGINT, signal.default_int_handler) # tests begun in the background ignore Ctrl-C
             try: hpa_download(**asked)
             except SystemExit as e: answer = e.code
             sys.stdout.flush()
