@@ -99,7 +99,7 @@ def empty():
 
 OWN = dict(sharp='blurred', clean='blurred', clipped='saturated', small='scale', misplaced='swapped')
 LOW = ('sharp', 'clean')
-ALLOWED = dict(small=.03, misplaced=.04) # Share of real fields beyond a limit; of the others none
+ALLOWED = dict(misplaced=.03) # Share of real fields beyond a limit; of the others none
 
 def choose_limit(real, spoilt, allowed, is_low, part=.25):
     "The limit that `allowed` of the real ones are beyond; if none may be, half way to this part of the spoilt ones"
@@ -117,7 +117,7 @@ def choose_limits(table):
         if name == 'clean': spoilt = spoilt[spoilt.way.str.contains('noise')]
         if name == 'sharp': spoilt = table[table.way.eq('twice as large') | table.way.eq('blurred, sigma 1.5 px')]
         out[name] = choose_limit(real[name], spoilt[name], ALLOWED.get(name, 0), name in LOW,
-                                 part=.02 if name == 'sharp' else .25)
+                                 part=dict(sharp=.02, clipped=.05).get(name, .25))
     return out
 
 def flagged(table, limits): return np.array([bool(flags_of(o, limits)) for o in table.to_dict('records')])

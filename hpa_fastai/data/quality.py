@@ -175,7 +175,7 @@ def measure_quality(
 
 # %% ../../nbs/290_data.quality.ipynb #2194f935
 LIMITS = dict(sharp=-1.5, clean=-2.95, clipped=.37, alike=.72, roundness=.28, contrast=.55, radius=(1.6, 8.6),
-              small=.82, misplaced=.85)
+              small=1., misplaced=1.1)
 
 def flags_of(
     measured, # From `measure_quality`

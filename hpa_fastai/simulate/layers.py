@@ -149,6 +149,16 @@ def _choose(rng, labels):
     return list(dict.fromkeys(map(int, rows)))
 
 # %% ../../nbs/885_simulate.layers.ipynb #9190c0cb
+def _varied(rng, label, a, f, um):
+    "A pattern as it also looks: nucleoli by their rims, flat or patchy membranes, what is too fine to be resolved"
+    if label == 2 and rng.random() < .3:
+        return a*(1 - .85*np.minimum(cv2.GaussianBlur(a, (0, 0), .5/um)/max(float(a.max()), .1), 1)**2)
+    if label == 21 and rng.random() < .5:
+        patches = np.maximum(1 + _smooth(rng, len(a), rng.uniform(6, 40)), 0)
+        return np.float32(rng.uniform(.2, 1))*f['thick'] + a*patches*np.float32(rng.uniform(.3, 1))
+    if rng.random() < (.35 if label == 23 else .12): return cv2.GaussianBlur(a, (0, 0), rng.uniform(.25, .7)/um)
+    return a
+
 def _protein(rng, patterns, cells, size, how_wide=1.):
     "Light of the protein, each pattern by itself"
     silent = rng.uniform(.1, .7) if rng.random() < .3*how_wide else 0
@@ -170,10 +180,10 @@ def _dirt(rng, cells, size):
 def _unlabelled(rng, f, cells, size, nucleus_too):
     "Light that no label tells of: dissolved protein, other stains that shine through, background, dirt"
     out = np.zeros((size, size), np.float32)
-    if u := _perhaps(rng, .6, .22):
+    if u := _perhaps(rng, .75, .35):
         dissolved = u*f['thick']*(1 - np.float32(rng.random())*f['nucleus'])
         out += dissolved*cells.amounts(.4)*_texture(rng, size, .5)
-    u = _perhaps(rng, .5, .2)
+    u = _perhaps(rng, .75, .3)
     if u and nucleus_too: out += u*f['nucleus']*cells.amounts(.4)*_texture(rng, size, .4)
     if u := _perhaps(rng, .35, .18): out += u*f[str(rng.choice(MARKERS))]
     if u := _perhaps(rng, .35, .04): out += u*np.maximum(1 + .3*_smooth(rng, size, 60), 0)
@@ -184,6 +194,8 @@ def _unlabelled(rng, f, cells, size, nucleus_too):
 def _markers(rng, f, cells, size):
     "Light of red, blue and yellow: with haze, of one another, of another texture"
     red, blue, yellow = f['red'], f['blue'], f['yellow']
+    if rng.random() < .7: red = red*(1 - np.float32(rng.uniform(.2, 1))*f['nucleus'])
+    if rng.random() < .6: yellow = yellow + np.float32(rng.uniform(.02, .4))*f['thick']
     if rng.random() < .5: red = red + np.float32(rng.uniform(0, .6))*f['thick']*cells.amounts(.3)
     if rng.random() < .4:
         into_red, into_yellow = np.float32(rng.uniform(0, .6, 2))
@@ -194,8 +206,9 @@ def _markers(rng, f, cells, size):
     if rng.random() < .3:
         flat = np.float32(rng.uniform(0, .7))
         blue = flat*f['nucleus'] + (1 - flat)*blue
-    return (red*cells.amounts(rng.uniform(0, .5)), blue*cells.amounts(rng.uniform(0, .35)),
-            yellow*cells.amounts(rng.uniform(0, .5)))
+    shared = cells.amounts(rng.uniform(0, .6)) # large and thick cells are brighter in both
+    return (red*shared*cells.amounts(rng.uniform(0, .3)), blue*cells.amounts(rng.uniform(0, .35)),
+            yellow*shared*cells.amounts(rng.uniform(0, .3)))
 
 # %% ../../nbs/885_simulate.layers.ipynb #b0dc1b1c
 def _blurred(rng, light, psf, um):
@@ -216,15 +229,16 @@ def _counted(rng, light, photons):
 
 def _stored(rng, light):
     "In the numbers of a file: background, contrast, brightness, sometimes JPEG"
-    levels = ((light - np.float32(rng.uniform(0, .08))).clip(0, 2)*(4095/2)).astype(np.uint16)
-    curve = np.linspace(0, 2, 4096)**np.exp(rng.uniform(-.35, .45))*rng.uniform(.25, 1.3)
+    levels = ((light - np.float32(rng.uniform(0, .08))).clip(0, 4)*(4095/4)).astype(np.uint16)
+    gain = rng.uniform(.25, 1.3) if rng.random() < .3 else np.exp(rng.uniform(*np.log([.12, .7])))
+    curve = np.linspace(0, 4, 4096)**np.exp(rng.uniform(-.35, .45))*gain
     return (curve.clip(0, 1)*255 + .5).astype(np.uint8)[levels]
 
 def _taken(rng, light, psf, um, fewest):
     "One channel of an image, uint8; `fewest` photons in the brightest parts"
     light = _blurred(rng, light, psf, um)
     top = max(float(np.quantile(light[::3, ::3], rng.uniform(.985, .9995))), .12*float(light.max()), 1e-3)
-    photons = np.exp(rng.uniform(*np.log([fewest, 600])))
+    photons = np.exp(rng.uniform(*np.log([fewest, 300])))
     return _stored(rng, _counted(rng, light/np.float32(top), photons))
 
 # %% ../../nbs/885_simulate.layers.ipynb #8bd9c8dd
@@ -253,13 +267,14 @@ def compose(
     needed = [*layers.planes[:5], *layers.planes[[6 + o for o in rows]]]
     light = [_warped(o, view, size)*np.float32(1/255) for o in needed]
     f = dict(zip((*MARKERS, 'nucleus', 'thick'), light))
+    light[5:] = [_varied(rng, layers.labels[o], a, f, um) for o, a in zip(rows, light[5:])]
     patterns = _protein(rng, light[5:], cells, size, how_wide)
     levels = [a[::2, ::2].max() for a in patterns]
     shown = [int(layers.labels[o]) for o, level in zip(rows, levels) if level > .2*max(*levels, .5)]
     green = sum(patterns) + how_wide*max(*levels, .3)*_unlabelled(rng, f, cells, size, 0 not in shown)
     red, blue, yellow = _markers(rng, f, cells, size)
     psf = np.exp(rng.uniform(*np.log([.1, .15 + .23*how_wide])))
-    fewest = np.exp(np.interp(how_wide, [0, 1], np.log([60, 5])))
+    fewest = np.exp(np.interp(how_wide, [0, 1], np.log([40, 3])))
     image = [_taken(rng, o, psf, um, fewest*(1 if k == 1 else 3)) for k, o in enumerate((red, green, blue, yellow))]
     if rng.random() < .15: image = [_jpeg(rng, o) for o in image]
     missing = _missing(rng)
