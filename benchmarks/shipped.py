@@ -5,12 +5,6 @@
 (CLASS-….jpg, .085 µm per pixel), `mosaics/`, `hpav18_jpeg/` and `full_size_2021/`. Nothing is trained on them.
 Thresholds and calibration are chosen on some of the fields and measured on the others; `--write` keeps what all of them
 together give beside the networks: thresholds.json, trust.json, conformal.json and card.md.
-"""What the networks that ship with the package are worth on real images, label by label.
-
-`--real` is a folder with `rgby_fields/` (ID_red.png … and a CSV of Id, Target) and, if they are there, `composites/`
-(CLASS-….jpg, .085 µm per pixel), `mosaics/`, `hpav18_jpeg/` and `full_size_2021/`. Nothing is trained on them. Thresholds and
-calibration are chosen on some of the fields and measured on the others; `--write` keeps what all of them together
-give beside the network: thresholds.json, trust.json, conformal.json and card.md.
 """
 import argparse
 from pathlib import Path
@@ -219,8 +213,9 @@ of the Human Protein Atlas (proteinatlas.org, CC BY-SA), chose their thresholds 
 
 Made by `{command}`
 in {hours} hours of training on one core of a processor.
-Then `python benchmarks/shipped.py --real FOLDER --lean --write` shifted the 28 outputs of each (by the mean of its own answers on the real fields and the competition's label
-frequencies; no label of a field was used), and measured them together.
+Then `python benchmarks/shipped.py --real FOLDER --lean --write` shifted the 28 outputs of each, by the mean of its own
+answers on the real fields and the competition's label frequencies (no label of a field was used), and measured them
+together.
 
 They see {um} µm per pixel. Labels of images at another scale are worth less, and nobody can know the scale of a PNG.
 
@@ -262,8 +257,8 @@ def write_card(predictor, rows, table):
     labels = [f'| {o.label} | {o.n} | {cell(o, "ap")} | {cell(o, "precision")} | {cell(o, "recall")} | {o.word} |'
               for o in table.itertuples()]
     million = sum(o.numel() for o in predictor.models[0].parameters())/1e6
-    text = CARD.format(**made, um=predictor.trained_um, number=len(predictor.models), million=million, rows='\n'.join(f'| {" | ".join(o)} |' for o in rows),
-                       labels='\n'.join(labels))
+    text = CARD.format(**made, um=predictor.trained_um, number=len(predictor.models), million=million,
+                       rows='\n'.join(f'| {" | ".join(o)} |' for o in rows), labels='\n'.join(labels))
     with whole_file(run/'card.md') as tmp: tmp.write_text(text, encoding='utf-8')
 
 if __name__ == '__main__': main()
