@@ -1,7 +1,7 @@
 "Reads `settings.ini`: the one place for the package's metadata and requirements."
 from configparser import ConfigParser
 from pathlib import Path
-import re
+import os, re, tempfile
 from setuptools import find_packages, setup
 
 root = Path(__file__).parent
@@ -14,6 +14,9 @@ statuses = {
     '4': 'Development Status :: 4 - Beta',
     '5': 'Development Status :: 5 - Production/Stable',
 }
+
+# A tree that can't be written to, such as one attached to a Kaggle notebook, is built in a temporary folder.
+scratch = None if os.access(root, os.W_OK) else tempfile.mkdtemp()
 
 setup(
     name=cfg['name'],
@@ -41,4 +44,5 @@ setup(
         *(f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)),
     ],
     zip_safe=False,
+    options=dict(egg_info=dict(egg_base=scratch), build=dict(build_base=scratch)) if scratch else {},
 )
