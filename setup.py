@@ -15,8 +15,11 @@ statuses = {
     '5': 'Development Status :: 5 - Production/Stable',
 }
 
-# A tree that can't be written to, such as one attached to a Kaggle notebook, is built in a temporary folder.
-scratch = None if os.access(root, os.W_OK) else tempfile.mkdtemp()
+# Built in a temporary folder: nothing stale gets in, and a tree that can't be written to (attached to a Kaggle notebook,
+# say) can be installed.
+scratch = tempfile.TemporaryDirectory()
+options = dict(build=dict(build_base=scratch.name))
+if not os.access(root, os.W_OK): options['egg_info'] = dict(egg_base=scratch.name)
 
 setup(
     name=cfg['name'],
@@ -44,5 +47,5 @@ setup(
         *(f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)),
     ],
     zip_safe=False,
-    options=dict(egg_info=dict(egg_base=scratch), build=dict(build_base=scratch)) if scratch else {},
+    options=options,
 )
