@@ -1,5 +1,8 @@
 # make demo   the main job on simulated data: from a Kaggle-style folder to a checked submission.csv
 # make test   everything that is checked before a change is accepted
+# make test-kaggle, test-colab, test-oldest
+#             tests and tutorials with the versions of Kaggle's image, of Colab's, and with the lowest that are allowed
+#             (constraints/NAME.txt); needs Python 3.12, 3.13 and 3.10, or say which to take: PYTHON=python3.12
 # make docs   what the documentation is built from (the site itself is built by a GitHub workflow, with Quarto)
 # Each makes the virtual environment and installs what it needs, once. Needs Python 3.10 or later and make, no more.
 
@@ -11,7 +14,12 @@ TOO_OLD = Python 3.10 or later is needed, this is %s; say which to take: make PY
 export MPLBACKEND ?= agg
 export PYTHONWARNINGS ?= ignore::FutureWarning,ignore::DeprecationWarning
 
-.PHONY: demo test docs readme clean
+IMAGES := kaggle colab oldest
+PYTHON_kaggle := python3.12
+PYTHON_colab  := python3.13
+PYTHON_oldest := python3.10
+
+.PHONY: demo test docs readme clean $(IMAGES:%=test-%)
 
 demo: $(READY)
 	$(BIN)/hpa-simulate --out data/demo --n 3200 --test 200 --size 128 --balanced
@@ -26,6 +34,24 @@ test: export OMP_NUM_THREADS := 1
 test: $(READY)
 	$(BIN)/nbdev-test --n-workers 2 --timing
 	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile
+
+# What the image carries is installed first; then, as on Kaggle, a wheel that was built with the image's setuptools.
+$(IMAGES:%=test-%): export OMP_NUM_THREADS := 1
+$(IMAGES:%=test-%): test-%: .venv-%/.installed
+	rm -rf .venv-$*/wheels
+	.venv-$*/bin/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir .venv-$*/wheels .
+	.venv-$*/bin/python -m pip install --quiet --constraint constraints/$*.txt .venv-$*/wheels/*.whl
+	.venv-$*/bin/python -m pip install --quiet --no-deps --force-reinstall .venv-$*/wheels/*.whl
+	.venv-$*/bin/python -c "from hpa_fastai.versions import clashes; assert not clashes(), clashes()"
+	.venv-$*/bin/python -m pytest tests --numprocesses 2 --dist loadfile
+	.venv-$*/bin/jupyter nbconvert --execute --to notebook --output-dir .venv-$*/tutorials nbs/tutorials/*.ipynb
+
+TESTERS = pytest pytest-xdist 'hypothesis>=6' psutil nbconvert ipykernel wheel
+.venv-%/.installed: constraints/%.txt
+	$(if $(filter command line,$(origin PYTHON)),$(PYTHON),$(PYTHON_$*)) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check \
+		--requirement constraints/$*.txt --constraint constraints/$*.txt $(TESTERS)
+	@touch $@
 
 docs: $(READY) readme
 	$(BIN)/nbdev-proc-nbs

@@ -1,7 +1,7 @@
 "Reads `settings.ini`: the one place for the package's metadata and requirements."
 from configparser import ConfigParser
 from pathlib import Path
-import re
+import os, re, tempfile
 from setuptools import find_packages, setup
 
 root = Path(__file__).parent
@@ -14,6 +14,12 @@ statuses = {
     '4': 'Development Status :: 4 - Beta',
     '5': 'Development Status :: 5 - Production/Stable',
 }
+
+# Built in a temporary folder: nothing stale gets in, and a tree that can't be written to (attached to a Kaggle notebook,
+# say) can be installed.
+scratch = tempfile.TemporaryDirectory()
+options = dict(build=dict(build_base=scratch.name))
+if not os.access(root, os.W_OK): options['egg_info'] = dict(egg_base=scratch.name)
 
 setup(
     name=cfg['name'],
@@ -41,4 +47,5 @@ setup(
         *(f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)),
     ],
     zip_safe=False,
+    options=options,
 )

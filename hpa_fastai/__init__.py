@@ -3,6 +3,7 @@
 - `hpa_fastai.arguments`: What is typed on a command line, checked before anything heavy is loaded
 - `hpa_fastai.choices`: What somebody chose in a file, checked before any work begins
 - `hpa_fastai.cli`: All commands: from a folder of images to a submission
+- `hpa_fastai.cli_kaggle`: Gather what Kaggle's image lacks in a folder, for a notebook that may not use the internet
 - `hpa_fastai.cli_predict`: hpa-predict: from a folder of images to a table of labels, with or without training
 - `hpa_fastai.cli_weights`: From somebody's file of weights to a run that every command can open
 - `hpa_fastai.data.augment`: More ways to look at the same cells: turned by any angle, out of focus, noisy, with holes
@@ -109,10 +110,14 @@
 - `hpa_fastai.train.probe`: Refit the last layer of a trained network to a dozen images, in seconds
 - `hpa_fastai.train.processes`: Share one job between several GPUs or machines, one process for each
 - `hpa_fastai.train.schedules`: Learning rates in steps, in cycles or on a plateau, beside fastai's own
+- `hpa_fastai.versions`: Two pairs of packages that install beside each other and fail in the middle of your work
 - `hpa_fastai.web`: Ask a server for one file, with an end to its size and to its time
 - `hpa_fastai.workers`: Work in several processes or threads, with results in order"""
 
 __version__ = "0.0.1"
+
+from .versions import tell_clashes as _tell_clashes
+_tell_clashes()
 
 def __getattr__(name):
     "Every public name, imported on first use (PEP 562), so that `import hpa_fastai` and each command's `--help` stay quick."

@@ -32,7 +32,7 @@ from .models.factory import NETWORKS, rgby_model
 # training
 from .train.losses import (
     LOSSES, HardNegativeLoss, LovaszHingeLoss, MultiLabelBCELoss, MultiLabelFocalLoss, SoftF1Loss, SumLoss, WrappedLoss,
-    asymmetric_loss, class_weights,
+    AsymmetricLoss, class_weights,
 )
 from .train.metrics import MacroF1, MeanAP, f1_per_class, macro_f1, mean_average_precision
 from .train.intervals import bootstrap, class_report

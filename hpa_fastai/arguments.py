@@ -12,13 +12,16 @@ __all__ = ['LEAST', 'SHARES', 'CHOICES', 'INPUTS', 'OUTPUTS', 'NETWORKS', 'WORDS
            'set_changes', 'check_device', 'check_arguments', 'usage_problem', 'words_type', 'command_parser']
 
 # %% ../nbs/890_arguments.ipynb #45b156fb
-import os, re, shlex
+import os, re, shlex, sys
 from argparse import RawDescriptionHelpFormatter, SUPPRESS
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
-from fastcore.script import anno_parser
+# fastcore 1 loads fastprogress, and that pandas and IPython: three seconds, for a bar that no command shows
+_loaded = sys.modules.setdefault('fastprogress')
+from fastcore.script import anno_parser, store_true
+if _loaded is None: del sys.modules['fastprogress']
 
 try: from fastcore.script import Param   # fastcore 1
 except ImportError: Param = None
@@ -210,6 +213,7 @@ EXAMPLES = dict(
                 'hpa-predict --images new --out labels.csv --dry-run\n'
                 'hpa-predict --images new --out labels.csv --run runs/mine --um-per-px 0.16',
     hpa_check='hpa-check runs/mine/submission.csv --data hpa',
+    hpa_kaggle_bundle='hpa-kaggle-bundle --out hpa-fastai-bundle --networks runs/mine,resnet34.a1_in1k',
     hpa_weights='hpa-weights all_channels_MAE-CellS-ProtS-Pool.pth seed_0.pth --out subcell\n'
                 'hpa-weights --url https://example.org/weights.pth --sha256 0123… --out theirs')
 

@@ -20,9 +20,8 @@ from inspect import signature
 from pathlib import Path
 
 from fastcore.basics import noop
-from fastcore.script import store_true
 
-from .arguments import check_arguments, command_parser, set_changes, UsageError, words_type
+from .arguments import check_arguments, command_parser, set_changes, store_true, UsageError, words_type
 
 
 # %% ../nbs/900_cli.ipynb #915761ac

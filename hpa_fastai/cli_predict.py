@@ -10,9 +10,7 @@ chapter shows what to look at before labelling, and how to read the table."""
 __all__ = ['hpa_predict']
 
 # %% ../nbs/910_cli_predict.ipynb #dc7fef82
-from fastcore.script import store_true
-
-from .arguments import UsageError
+from .arguments import store_true, UsageError
 from .cli import command
 
 # %% ../nbs/910_cli_predict.ipynb #3ba06cc9

@@ -225,7 +225,7 @@ def test_all_that_is_imported_is_required():
     "What other packages happen to bring along may be gone with their next version"
     provides = packages_distributions()
     names = set(imported()) - set(sys.stdlib_module_names) - {'hpa_fastai'} - extras
-    known = set().union(*(required(f'{o}requirements') for o in ('', 'stacking_', 'distributed_', 'zarr_',
+    known = set().union(*(required(f'{o}requirements') for o in ('', 'stacking_', 'distributed_', 'zarr_', 'fast_',
                                                           'anndata_', 'microscopes_')))
     lacking = {n for n in names if not {o.lower().replace('_', '-') for o in provides.get(n, [n])} & known}
     assert not lacking, f'imported, but not in settings.ini: {lacking}'

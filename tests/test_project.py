@@ -25,7 +25,9 @@ def copy_of_project(to):
     for o in ('pyproject.toml', 'settings.ini'): shutil.copy(root/o, to/o)
     return to
 
-def run_in(folder, code): subprocess.run([sys.executable, '-c', code], cwd=folder, check=True, capture_output=True)
+def run_in(folder, code):
+    pytest.importorskip('nbdev')   # needs a later fastcore than Kaggle's and Colab's
+    subprocess.run([sys.executable, '-c', code], cwd=folder, check=True, capture_output=True)
 
 def test_modules_are_what_the_notebooks_export(tmp_path):
     copy = copy_of_project(tmp_path)
@@ -47,13 +49,14 @@ def test_notebooks_are_clean(tmp_path):
     assert not differ, f'run nbdev-clean: {differ}'
 
 def test_readme_is_written_from_index():
+    pytest.importorskip('nbdev')
     done = run(sys.executable, 'tools/readme.py', '--check')
     assert not done.returncode, done.stderr
 
 @pytest.mark.parametrize('nb', notebooks, ids=lambda o: o.stem)
 def test_notebook(nb):
     "Small enough to read in a browser, every cell is run, and at least one cell asserts for each that exports"
-    code = [s for kind, s in cells(nb) if kind == 'code']
+    code = [s for kind, s in cells(nb) if kind == 'code' and "find_spec('hpa_fastai')" not in s]   # it installs us
     exported = [s for s in code if re.search(r'^#\|\s*exports?\b', s, re.M)]
     assertion = r'\b(test_\w+\(|assert |expect_fail|assert_\w+\()'
     asserting = [s for s in code if s not in exported and re.search(assertion, s)]

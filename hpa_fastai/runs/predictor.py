@@ -177,24 +177,26 @@ def _job(self:Predictor, n):
 
 # %% ../../nbs/744_runs.predictor.ipynb #87c965f9
 @patch
-@delegates(FolderToLabel, but=['predictor'])
+@delegates(FolderToLabel, but=['predictor', 'keep'])   # fastcore 1 can't delegate a name that its own functions have
 def predict_folder(self:Predictor,
     images, # Folder of images, in any layout that `find_samples` knows
     out=None, # CSV to write; if that is interrupted, the same call goes on with what is done
+    keep:float=None, # Add a column `Kept` of label sets that hold this share of the true labels
     **kwargs # As for `FolderToLabel`
 ): # DataFrame: Id, Labels, Trust, Flags, Kept, Nearest, Cosine, Unlike (where known), a column per label
     "Label all images in a folder, and warn of those that are not to be trusted; raises `DataError`"
-    return FolderToLabel(self, images, **kwargs).label(out)
+    return FolderToLabel(self, images, keep=keep, **kwargs).label(out)
 
 @patch
-@delegates(FolderToLabel, but=['predictor'])
+@delegates(FolderToLabel, but=['predictor', 'keep'])
 def look_at_folder(self:Predictor,
     images, # Folder of images, in any layout that `find_samples` knows
     out=None, # PNG to draw
+    keep:float=None, # As in `predict_folder`
     **kwargs # As for `FolderToLabel`
 ): # DataFrame: Id, pixels, µm per pixel, tiles, highest value of each stain, flags
     "See how a folder would be read, without labelling anything; raises `DataError`"
-    return FolderToLabel(self, images, **kwargs).look(out)
+    return FolderToLabel(self, images, keep=keep, **kwargs).look(out)
 
 # %% ../../nbs/744_runs.predictor.ipynb #dd4156af
 class EnsemblePredictor(Predictor):

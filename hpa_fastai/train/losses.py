@@ -9,12 +9,11 @@ both of shape (images, labels), and tells fastai how to turn logits into probabi
 
 # %% auto #0
 __all__ = ['LOSSES', 'MultiLabelLoss', 'MultiLabelBCELoss', 'class_weights', 'MultiLabelFocalLoss', 'SoftF1Loss',
-           'LovaszHingeLoss', 'HardNegativeLoss', 'WrappedLoss', 'asymmetric_loss', 'SumLoss', 'bestfitting_loss']
+           'LovaszHingeLoss', 'HardNegativeLoss', 'AsymmetricLoss', 'WrappedLoss', 'SumLoss', 'bestfitting_loss']
 
 # %% ../../nbs/400_train.losses.ipynb #cadaf09d
 import torch
 from fastai.vision.all import F, nn, patch
-from timm.loss import AsymmetricLossMultiLabel
 
 # %% ../../nbs/400_train.losses.ipynb #36e22a4f
 class MultiLabelLoss(nn.Module):
@@ -184,6 +183,31 @@ def _hardest(self:HardNegativeLoss, logits, pos):
     rank = logits.masked_fill(pos, -torch.inf).argsort(0, descending=True).argsort(0)
     return rank < torch.minimum(least, most)
 
+# %% ../../nbs/400_train.losses.ipynb #16f7da31
+class AsymmetricLoss(MultiLabelLoss):
+    "Focal loss with an exponent each for positives and negatives, at no cost for easy negatives"
+    def __init__(self,
+        gamma_neg:float=4., # How strongly easy negatives are discounted
+        gamma_pos:float=1., # How strongly easy positives are discounted
+        clip:float=.05, # Probability below which a negative costs nothing
+        weight=None, # Weight of each label, (labels,)
+        pos_weight=None, # Weight of the positives: a number, or one per label
+        reduction:str='batchmean', # As in `MultiLabelLoss`
+        thresh:float=.5 # Probability above which `decodes` predicts a label
+    ):
+        super().__init__(reduction, thresh)
+        self.gamma_neg, self.gamma_pos, self.clip = gamma_neg, gamma_pos, clip
+        self._register(weight=weight, pos_weight=pos_weight)
+
+    def loss(self, logits, targs):
+        "Discounted cross-entropy of each answer"
+        absent, pos = 1 - targs, logits.sigmoid()
+        neg = (1 - pos + self.clip).clamp(max=1)
+        entropies = [-targs*pos.clamp(min=1e-8).log(), -absent*neg.clamp(min=1e-8).log()]
+        if self.pos_weight is not None: entropies[0] = entropies[0]*self.pos_weight
+        loss = sum(entropies)*(1 - pos*targs - neg*absent)**(self.gamma_pos*targs + self.gamma_neg*absent)
+        return loss if self.weight is None else loss*self.weight
+
 # %% ../../nbs/400_train.losses.ipynb #5a18a16a
 class WrappedLoss(MultiLabelLoss):
     "Any module that takes (logits, targets), as a `MultiLabelLoss`"
@@ -198,17 +222,6 @@ class WrappedLoss(MultiLabelLoss):
     def loss(self, logits, targs):
         "What the wrapped module returns"
         return self.wrapped(logits, targs)
-
-# %% ../../nbs/400_train.losses.ipynb #16f7da31
-def asymmetric_loss(
-    gamma_neg:float=4., # How strongly easy negatives are discounted
-    gamma_pos:float=1., # How strongly easy positives are discounted
-    clip:float=.05, # Probability below which a negative costs nothing
-    reduction:str='batchmean', # As in `MultiLabelLoss`
-    **kwargs # To timm's `AsymmetricLossMultiLabel`
-) -> WrappedLoss:
-    "timm's asymmetric loss"
-    return WrappedLoss(AsymmetricLossMultiLabel(gamma_neg, gamma_pos, clip, reduction='none', **kwargs), reduction)
 
 # %% ../../nbs/400_train.losses.ipynb #d5cadce9
 class SumLoss(MultiLabelLoss):
@@ -246,4 +259,4 @@ def of_each(self:MultiLabelLoss,
 # %% ../../nbs/400_train.losses.ipynb #6118de61
 LOSSES = dict(
     bce=MultiLabelBCELoss, focal=MultiLabelFocalLoss, soft_f1=SoftF1Loss, lovasz=LovaszHingeLoss,
-    hard_negative=HardNegativeLoss, asymmetric=asymmetric_loss, bestfitting=bestfitting_loss)
+    hard_negative=HardNegativeLoss, asymmetric=AsymmetricLoss, bestfitting=bestfitting_loss)
