@@ -93,7 +93,7 @@ def scaled(recipe, df, budget, folds, bs=32):
     changes = dict(size=size, crop=crop, folds=folds, weights='none', bs=bs, accumulate=0)
     if not own:
         model_args = dict(SMALL['model_args'])
-        if 'input_norm' in recipe.model_args: model_args['input_norm'] = recipe.model_args['input_norm']
+        model_args |= {k: v for k, v in recipe.model_args.items() if k in ('input_norm', 'image_norm')}
         changes |= {**SMALL, 'model_args': model_args}
     if recipe.masks: changes['masks.um_per_px'] = UM*SIDE/size
     repeats = SAMPLING[recipe.sampling]

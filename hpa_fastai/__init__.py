@@ -60,6 +60,7 @@
 - `hpa_fastai.models.arcface`: Learn which images belong together, and let near images pass on their labels
 - `hpa_fastai.models.bodies`: From an image to a feature map, by any network of timm's
 - `hpa_fastai.models.factory`: Any timm network, for images of four channels with several labels
+- `hpa_fastai.models.gamma`: A first layer that learns how much to lift the dark parts of each stain
 - `hpa_fastai.models.gapnet`: Three small networks that you can read from top to bottom
 - `hpa_fastai.models.heads`: From a feature map to one logit per label
 - `hpa_fastai.models.imagenorm`: A first layer that makes bright and dim images alike, inside the network
@@ -103,6 +104,7 @@
 - `hpa_fastai.tiles`: One sample as bytes: in tiles or compressed, and measured
 - `hpa_fastai.train.averaging`: Validate and end a fit with an average of many weights instead of the last ones
 - `hpa_fastai.train.checkpoint`: Continue an interrupted training exactly where it stopped, and keep the best epoch
+- `hpa_fastai.train.f1_losses`: Training on F1 itself: the losses of teams who did that well
 - `hpa_fastai.train.intervals`: How sure a macro F1 is, and how good a network is at each label
 - `hpa_fastai.train.learner`: One call from DataLoaders to a fastai `Learner` that is set up for four-channel images
 - `hpa_fastai.train.losses`: Losses for images with several labels, and how to add one of your own

@@ -201,6 +201,7 @@ _p, _times, _label = number(0, 1), number(0, 1000), whole(0, len(LABELS) - 1)
 _factors = list_of(_times, 'numbers from 0 to 1,000', 1)
 RANGES = dict(
     blur=_p, noise=_p, cutout=_p, gain=_p, yellow_drop=_p, gamma=number(0, 10),                    # augmentation
+    floor=_p, focal=_p,                                                                            # losses
     most=number(1, 1000), share=number(0, .5), threshold=_p,                                       # sampling
     factors=either(_factors, pairs_of(_label, _times, 'a label number and a number from 0 to 1,000')),
     lengths=list_of(positive(10_000), 'numbers above 0', 1),

@@ -11,7 +11,7 @@ from hpa_fastai.labels import DataError, LABELS
 from hpa_fastai.images.kaggle import VALIDATION
 from hpa_fastai.simulate.dataset import simulate_dataset
 from hpa_fastai.models.factory import NETWORKS, rgby_model
-from hpa_fastai.train.losses import LOSSES
+from hpa_fastai.train.f1_losses import LOSSES
 from hpa_fastai.decide.outcome import check_decisions
 from hpa_fastai.runs.recipes import RECIPES, Phase, Recipe, keep_recipe, load_recipe, recipe_table, recipe_text
 from hpa_fastai.runs.setup import check_network
@@ -39,12 +39,13 @@ def miniature(name):
     if r.accumulate: changes['accumulate'] = 24
     if r.body not in NETWORKS:
         changes['body'] = 'test_resnet'
-        changes['model_args'] = {k: v for k, v in r.model_args.items() if k == 'input_norm'}
+        changes['model_args'] = {k: v for k, v in r.model_args.items() if k in ('input_norm', 'image_norm')}
     if r.neighbours:
         small = dict(body='test_resnet', weights='none', epochs=1, n_embed=8, bs=12)
         changes |= {f'neighbours.{k}': v for k, v in small.items()}
     for i, phase in enumerate(r.phases):
-        changes[f'phases.{i}.epochs'] = min(phase.epochs, phase.schedule_args.get('n_cycles', 1))
+        least = 2 if r.loss == 'bce_f1' else phase.schedule_args.get('n_cycles', 1)   # each loss has its turn
+        changes[f'phases.{i}.epochs'] = min(phase.epochs, least)
         changes[f'phases.{i}.size'] = 48 if phase.size else 0
     return r.override(**changes)
 
@@ -60,8 +61,10 @@ def test_recipe_ends_in_a_submission(name, data, runs):
     logged = pd.read_csv(out/'fold0/log.csv')
     assert np.isfinite(logged.train_loss).all() and len(logged) <= sum(p.epochs for p in recipe.phases)
 
-# gapnet_pretrained is another name for the first of its three
-@pytest.mark.parametrize('name', [o for o in RECIPES if o != 'gapnet_pretrained'])
+# each network once
+networks = {(r.body, r.head, str(r.stains), str(r.model_args)): name for name, r in RECIPES.items()}
+
+@pytest.mark.parametrize('name', networks.values())
 def test_recipe_network_takes_a_step(name):
     "The recipe's own body, stem and head, built from random weights; every weight takes part"
     r = RECIPES[name]
@@ -100,7 +103,23 @@ stated = dict(
     bestfitting=dict(size=1536, crop=1024, body='densenet121', stem='red', loss='bestfitting', opt='adam',
                      epochs=[45], lr=30e-5, clip=1., accumulate=32, tta=8, tta_reduce='max', thresholds='RatioRule',
                      validation='no_duplicates'),
-    pudae=dict(size=1024, body='seresnext50_32x4d', head='spatial', loss='focal', thresholds='RatioRule'),
+    pudae=dict(size=1024, body='seresnext50_32x4d', head='spatial', loss='focal', thresholds='RatioRule', epochs=[23],
+               lr=5e-4, bs=8, accumulate=32, opt='adam', wd=0., model_args={'image_norm': 'zscore'}),
+    shisu=dict(size=512, body='seresnext50_32x4d', stem='mean', head='concat', dropout=0., loss='present_f1', opt='sgd',
+               wd=4e-4, sampling_args={'rule': 'log', 'combine': 'sum', 'most': 100}, epochs=[10], monitors='macro_f1',
+               thresholds='FixedRule', threshold_args={'threshold': .205}),
+    agn=dict(size=512, body='resnet18', loss='focal_f1', thresholds='FixedRule', threshold_args={'threshold': .2}),
+    nguyen=dict(size=512, body='seresnext50_32x4d', loss='bce_f1', thresholds='FixedRule',
+                threshold_args={'threshold': .2}),
+    feifei=dict(size=512, body='densenet121', loss='bce', opt='sgd', sampling_args={'rule': 'log'},
+                thresholds='ScaledRule', threshold_args={'factor': .4}),
+    flym=dict(size=1024, stains=['red', 'green', 'blue'], body='resnet50', loss='bce', opt='sgd',
+              sizes=[512, 768, 0], model_args={'image_norm': 'gamma', 'input_norm': True}),
+    gujingxiao=dict(size=512, body='densenet121', stem='red', dropout=.5, loss='focal_f1', bs=32, lr=1e-3,
+                    loss_args={'per_image': True}, epochs=[1, 40, 8], trains=['stem_head', 'all', 'all'],
+                    monitors='macro_f1', thresholds='ClassRule'),
+    ildoonet=dict(size=512, body='densenet121', stem='red_blue', head='linear', dropout=.2, sampling='rare',
+                  loss='soft_f1', epochs=[300], lr=1e-4, opt='adam', wd=1e-5, thresholds='GlobalRule'),
     vpp=dict(body='inception_v4', sampling='inverse', opt='sgd', sizes=[512, 650, 0], size=800))
 
 @pytest.mark.parametrize('name', stated)

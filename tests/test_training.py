@@ -19,7 +19,8 @@ from hpa_fastai.train import learner as learner_chapter
 from hpa_fastai.train.averaging import WeightEMA, WeightSWA
 from hpa_fastai.train.checkpoint import Checkpoint
 from hpa_fastai.train.learner import OPTIMIZERS, rgby_learner
-from hpa_fastai.train.losses import LOSSES, HardNegativeLoss
+from hpa_fastai.train.losses import HardNegativeLoss
+from hpa_fastai.train.f1_losses import LOSSES
 
 # ---- small learners ----
 def noise_dls(path, n=16, bs=4):

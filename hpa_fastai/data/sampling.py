@@ -36,23 +36,24 @@ def sample_epoch(
 # %% ../../nbs/240_data.sampling.ipynb #0569860a
 def label_weights(
     targets, # Label sets as an (images, labels) matrix of 0 and 1
-    rule:str='inverse' # `'inverse'`, `'sqrt'` or `'effective'`
+    rule:str='inverse' # `'inverse'`, `'sqrt'`, `'effective'` or `'log'`
 ) -> np.ndarray: # One weight per label; 0 for a label without images
     "Compute the weight of each label from the number of its images"
     n = np.asarray(targets).sum(0, dtype=float)
-    beta = 1 - 1/len(targets)
+    beta, least = 1 - 1/len(targets), np.maximum(n, np.e)
     with np.errstate(divide='ignore'):
-        weights = dict(inverse=1/n, sqrt=n**-.5, effective=(1 - beta)/(1 - beta**n))
-    if rule not in weights: raise DataError(f"rule is {rule!r}; choose 'inverse', 'sqrt' or 'effective'")
+        weights = dict(inverse=1/n, sqrt=n**-.5, effective=(1 - beta)/(1 - beta**n), log=np.log(least)/least)
+    if rule not in weights: raise DataError(f"rule is {rule!r}; choose 'inverse', 'sqrt', 'effective' or 'log'")
     return np.where(n > 0, weights[rule], 0)
 
 # %% ../../nbs/240_data.sampling.ipynb #7f0588d6
 def _image_repeats(targets, rule, combine):
     "Repeat images in proportion to the weights of their labels"
     y = np.asarray(targets, float)
-    if combine not in ('max', 'mean'): raise DataError(f"combine is {combine!r}; choose 'max' or 'mean'")
     weighed = y*label_weights(y, rule)
-    w = weighed.max(1) if combine == 'max' else weighed.sum(1)/y.sum(1)
+    ways = dict(max=lambda: weighed.max(1), mean=lambda: weighed.sum(1)/y.sum(1), sum=lambda: weighed.sum(1))
+    if combine not in ways: raise DataError(f"combine is {combine!r}; choose 'max', 'mean' or 'sum'")
+    w = ways[combine]()
     return w/w.sum()*len(w)
 
 # %% ../../nbs/240_data.sampling.ipynb #c86dbbbc
@@ -75,7 +76,7 @@ def cap_repeats(
 def frequency_repeats(
     targets, # Label sets as an (images, labels) matrix of 0 and 1
     rule:str='inverse', # Weight of a label, as in `label_weights`
-    combine:str='max', # How an image's labels combine: `'max'` (the rarest decides) or `'mean'`
+    combine:str='max', # How an image's labels combine: `'max'` (the rarest decides), `'mean'` or `'sum'`
     most:float=8 # Upper limit for one image
 ) -> np.ndarray: # Average number of times each image is shown in an epoch; the sum is the number of images
     "Repeat images in inverse proportion to how common their labels are"

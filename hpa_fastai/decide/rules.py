@@ -9,8 +9,8 @@ rather have a good rule chosen for you, call `choose_rule`."""
 
 # %% auto #0
 __all__ = ['KINDS', 'RULES', 'Serializable', 'Rule', 'never_empty', 'FixedRule', 'rule_from_dict', 'load_rule', 'constant_floor',
-           'GlobalRule', 'ClassRule', 'RatioRule', 'SoftF1Rule', 'ShrinkRule', 'MeanRule', 'BaggedRule', 'cross_fits',
-           'cross_decide']
+           'GlobalRule', 'ClassRule', 'RatioRule', 'SoftF1Rule', 'ShrinkRule', 'MeanRule', 'BaggedRule', 'ScaledRule',
+           'cross_fits', 'cross_decide']
 
 # %% ../../nbs/520_decide.rules.ipynb #cadaf09d
 import numpy as np
@@ -277,6 +277,12 @@ class BaggedRule(Rule):
             i = rng.integers(n, size=n)
             each.append(_logit(self.params['rule']._thresholds(probs[i], targs[i])))
         return expit(np.mean(each, 0))
+
+# %% ../../nbs/520_decide.rules.ipynb #846cb3ae
+class ScaledRule(Rule):
+    "The thresholds of a rule, by default `ClassRule`, times a factor"
+    def __init__(self, factor=.4, rule=None): super().__init__(factor=factor, rule=rule or ClassRule())
+    def _thresholds(self, probs, targs): return self.params['factor']*self.params['rule']._thresholds(probs, targs)
 
 # %% ../../nbs/520_decide.rules.ipynb #f82b79f2
 def cross_fits(

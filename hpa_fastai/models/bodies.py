@@ -60,7 +60,7 @@ class RGBYBody(nn.Module):
             if layer_eps is not None and isinstance(o, nn.LayerNorm): o.eps = layer_eps
         if hasattr(model, 'pre_logits'): model.pre_logits = nn.Identity()
         self.stains = nn.Identity() if tuple(stains) == CHANNELS else PickStains(stains)
-        self.image_norm = ImageNorm(image_norm) if image_norm else nn.Identity()
+        self.image_norm = ImageNorm(image_norm, len(stains)) if image_norm else nn.Identity()
         self.norm = nn.BatchNorm2d(len(stains)) if input_norm else nn.Identity()
         self.model, self.tokens = model, tokens
         self.num_features = _feature_count(model)
@@ -74,4 +74,5 @@ class RGBYBody(nn.Module):
 @patch(as_prop=True)
 def stem(self:RGBYBody):
     "Layers that see the image first"
-    return [self.norm, *(self.model.get_submodule(o) for o in listify(self.model.pretrained_cfg['first_conv']))]
+    first = listify(self.model.pretrained_cfg['first_conv'])
+    return [self.norm, *(self.model.get_submodule(o) for o in first), self.image_norm]

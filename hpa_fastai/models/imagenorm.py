@@ -13,7 +13,8 @@ __all__ = ['IMAGE_NORMS', 'zscore', 'minmax', 'sqrt', 'bestfitting', 'ImageNorm'
 # %% ../../nbs/315_models.imagenorm.ipynb #1c982489
 from fastai.vision.all import nn, torch
 
-from ..labels import DataError
+from ..labels import CHANNELS, DataError
+from .gamma import ChannelGamma
 
 # %% ../../nbs/315_models.imagenorm.ipynb #7132aa6d
 def zscore(
@@ -51,20 +52,23 @@ def bestfitting(
     return (x - mean)/std
 
 # %% ../../nbs/315_models.imagenorm.ipynb #ab683329
-IMAGE_NORMS = dict(zscore=zscore, minmax=minmax, sqrt=sqrt, bestfitting=bestfitting)
+IMAGE_NORMS = dict(zscore=zscore, minmax=minmax, sqrt=sqrt, bestfitting=bestfitting,
+                   gamma=ChannelGamma)
 
 class ImageNorm(nn.Module):
     "A layer that normalises each image by itself; raises `DataError` for an unknown name"
     def __init__(self,
-        name:str # One of `IMAGE_NORMS`
+        name:str, # One of `IMAGE_NORMS`
+        n:int=len(CHANNELS) # Number of channels
     ):
         super().__init__()
         if name not in IMAGE_NORMS:
             raise DataError(f'no image_norm {name!r:.80}; choose one of {", ".join(IMAGE_NORMS)}')
-        self.name = name
+        rule = IMAGE_NORMS[name]
+        self.name, self.rule = name, rule(n) if isinstance(rule, type) else rule
 
     def forward(self, x):
         "Images of the same shape"
-        return IMAGE_NORMS[self.name](x.float()).to(x.dtype)
+        return self.rule(x.float()).to(x.dtype)
 
     def extra_repr(self): return self.name

@@ -23,7 +23,8 @@ from ..data.sampling import SAMPLING, sampling_rule
 from ..data.block import rgby_dls
 from ..models.masks import MaskTask, segment_batch
 from ..models.factory import check_model_args, NETWORKS, rgby_model, simulated_args
-from ..train.losses import LOSSES, MultiLabelFocalLoss
+from ..train.losses import MultiLabelFocalLoss
+from ..train.f1_losses import LOSSES
 from ..train.learner import OPTIMIZERS, rgby_learner
 
 # %% ../../nbs/710_runs.setup.ipynb #a0b5c1ed
