@@ -107,7 +107,7 @@ def _axis(xp, n, side, size, mirrored, factor):
 
 def _averages(xp, count, scale, n, start, k):
     "Matrix (size, pixels) that averages over areas"
-    pixels = xp.arange(count) + start
+    pixels = xp.arange(count, dtype=xp.float64) + start
     low, high = (k*scale)[:, None], ((k + 1)*scale)[:, None]
     return xp.clip(xp.minimum(high, pixels + 1) - xp.maximum(low, pixels), 0, None)/scale
 
@@ -128,14 +128,14 @@ def squared(
     factor:float=None # By how much mirrored images are resized; by default so that the longer side fits
 ): # Images (b, c, size, size), whole numbers as floats
     "Resize images to squares, as OpenCV does"
-    counts, one = x.shape[-2:], xp.ones((), dtype=xp.float64)
-    h, w = (o*one for o in counts)
+    counts = x.shape[-2:]
+    h, w = ((xp.arange(o, dtype=xp.float64) + 1)[-1:] for o in counts)   # arrays, which PyTorch follows more exactly
     rows, cols = (_axis(xp, o, xp.maximum(h, w), size, mirrored, factor) for o in (h, w))
     down, across = (xp.asarray(_averages(xp, n, *o), dtype=xp.float32) for n, o in zip(counts, (rows, cols)))
     mean = down @ (x @ across.swapaxes(0, 1))
     smaller = xp.where((rows[0] == 2) & (cols[0] == 2), xp.floor(mean + .5), xp.round(mean))
     index = dict(numpy=lambda o: o.astype(int), torch=lambda o: o.long())[xp.__name__]
-    x = x*one
+    x = xp.asarray(x, dtype=xp.float64)
     x = xp.floor(sum(x[..., index(i)]*a for i, a in _neighbours(xp, counts[1], *cols))/16)
     x = sum(xp.floor(x[..., index(i), :]*a[:, None]/65536) for i, a in _neighbours(xp, counts[0], *rows))
     return xp.where(xp.minimum(rows[0], cols[0]) >= 1, smaller, xp.asarray(xp.floor((x + 2)/4), dtype=xp.float32))
