@@ -4,6 +4,7 @@
 - `hpa_fastai.choices`: What somebody chose in a file, checked before any work begins
 - `hpa_fastai.cli`: All commands: from a folder of images to a submission
 - `hpa_fastai.cli_kaggle`: Gather what Kaggle's image lacks in a folder, for a notebook that may not use the internet
+- `hpa_fastai.cli_export`: hpa-export: from a run to a folder that other people and other programs can use
 - `hpa_fastai.cli_predict`: hpa-predict: from a folder of images to a table of labels, with or without training
 - `hpa_fastai.cli_weights`: From somebody's file of weights to a run that every command can open
 - `hpa_fastai.data.augment`: More ways to look at the same cells: turned by any angle, out of focus, noisy, with holes
@@ -26,6 +27,7 @@
 - `hpa_fastai.decide.thresholds`: The best rule for a network's probabilities, and what it will score on new images
 - `hpa_fastai.decide.trust`: A word for each label: trust, look twice, don't
 - `hpa_fastai.decide.tta`: Predict on eight views of each image, and average the predictions
+- `hpa_fastai.errors`: What is wrong, where, and what to do about it, in one line
 - `hpa_fastai.explain.atypical`: Images whose features a network has not met before
 - `hpa_fastai.explain.embeddings`: Images as the network sees them: maps of similar images, and nearest neighbours
 - `hpa_fastai.explain.gradcam`: Where in the image does the network see a label? A heat map for each label
@@ -73,6 +75,8 @@
 - `hpa_fastai.models.vits`: What is known about somebody's weights, and how a vision transformer's are read
 - `hpa_fastai.models.weights`: Save and load a network's weights without running code from a file
 - `hpa_fastai.runs.adapted`: Let a network take brightness and contrast of its features from the images that it is asked about
+- `hpa_fastai.runs.bundle`: A network, what is known of it, and its ONNX in one folder that leaves the machine
+- `hpa_fastai.runs.card`: What a network saw, how good it is at each label, where not to believe it, and under which licence it comes
 - `hpa_fastai.runs.cells`: A row for each cell of a field or a folder: where it is, what a network says of it, and its embedding
 - `hpa_fastai.runs.combine`: Combine finished runs into one, and estimate its score out of sample
 - `hpa_fastai.runs.compare`: Which run is better, and is the difference more than luck?
@@ -81,8 +85,10 @@
 - `hpa_fastai.runs.features`: A row of numbers for each image, and what can be learnt from a few labelled ones
 - `hpa_fastai.runs.fold`: Train a recipe phase by phase, and resume where it was stopped
 - `hpa_fastai.runs.folder`: The folder of a finished run: what is in it, and how to read it
+- `hpa_fastai.runs.graph`: Everything between an image's bytes and its probabilities in one file that other programs can compute
 - `hpa_fastai.runs.label_folder`: From a folder of images to a table of labels, with all that was assumed
 - `hpa_fastai.runs.networks`: From images to the probabilities of several networks
+- `hpa_fastai.runs.onnx`: A bundle's labels with NumPy and onnxruntime alone, for programs that can't carry PyTorch
 - `hpa_fastai.runs.predictor`: From images to labels: a trained run, read from its folder
 - `hpa_fastai.runs.recipes`: Every choice of a system, by name, in a file from which a run can be repeated
 - `hpa_fastai.runs.report`: A finished run as one page: how good it is, and which labels to trust
@@ -125,6 +131,9 @@ def __getattr__(name):
     "Every public name, imported on first use (PEP 562), so that `import hpa_fastai` and each command's `--help` stay quick."
     if name.startswith('__') and name != '__all__': raise AttributeError(name)
     from importlib import import_module
+    from importlib.util import find_spec
+    if name == 'Predictor' and not (find_spec('torch') and find_spec('fastai')):   # labels by NumPy and onnxruntime alone
+        return import_module('hpa_fastai.runs.onnx').OnnxPredictor
     everything = import_module('hpa_fastai.all')
     if name == '__all__': return everything.__all__
     if name in everything.__all__: return getattr(everything, name)

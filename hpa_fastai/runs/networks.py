@@ -26,6 +26,7 @@ from .scale import field_tiles
 # %% ../../nbs/742_runs.networks.ipynb #8693a406
 class Networks:
     "Networks, and how images are prepared for them: from images to probabilities"
+    fp32 = False   # Compute with 32 bits, rather than in the fastest precision of the device?
     def __init__(self,
         models, # Networks that give logits
         size:int, # Side of the images they take, in pixels
@@ -48,6 +49,10 @@ class Networks:
         "Bring an image to the size and scale of training, in tiles if it is large"
         return field_tiles(img, self.size, um, self.trained_um)
 
+    def autocast(self): # A context manager
+        "Let the networks compute in the fastest precision of the device, or with 32 bits"
+        return torch.autocast(self.device.type, enabled=False) if self.fp32 else best_autocast(self.device)
+
 # %% ../../nbs/742_runs.networks.ipynb #525184cc
 def _of_images(rows, prepared):
     "The mean of rows of tiles, for each image"
@@ -66,7 +71,7 @@ def _ask(self:Networks, prepared, n):
     "Probabilities (images, networks, labels) of prepared images: the mean over views, and over tiles"
     views = self.views | ({'n': n} if n else {})
     def ask(x): return torch.stack([DihedralTTA(m, **views)(x) for m in self.models], 1)
-    with torch.inference_mode(), best_autocast(self.device):
+    with torch.inference_mode(), self.autocast():
         return _of_images(np.concatenate([ask(x).cpu().numpy() for x in self._batches(prepared)]), prepared)
 
 # %% ../../nbs/742_runs.networks.ipynb #e8882679
@@ -75,7 +80,7 @@ def embed(self:Networks,
     prepared # List of prepared images, from `prepare`
 ) -> np.ndarray: # (images, features), each of length 1
     "Features of images, as the first network sees them"
-    with best_autocast(self.device):
+    with self.autocast():
         rows = np.concatenate([features(self.models[0], x).cpu().numpy() for x in self._batches(prepared)])
     rows = _of_images(rows, prepared)
     return rows/np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-9)
@@ -89,5 +94,5 @@ def _adapted(self:Networks, prepared, alpha):
     if not any(norm_layers(m) for m in self.models): return self, 'adapt: no batch normalisation in this network; left out'
     tiles, new = np.concatenate(prepared), copy(self)
     def batches(): return (self.normalise.batch_of(tiles[o], self.device) for o in even_batches(len(tiles), self.bs))
-    with best_autocast(self.device): new.models = [adapt_norm(m, batches(), alpha) for m in self.models]
+    with self.autocast(): new.models = [adapt_norm(m, batches(), alpha) for m in self.models]
     return new, f'adapt: statistics of {len(prepared)} images, with a weight of {alpha:g}'
