@@ -88,6 +88,7 @@
 - `hpa_fastai.runs.setup`: A recipe's words turned into batches and a fastai `Learner`
 - `hpa_fastai.runs.shipped`: The network that ships with the package, and what is known of a network's answers
 - `hpa_fastai.runs.stages`: Train a network, predict what it has not seen, and leave a file after every step
+- `hpa_fastai.sharing`: Several processes, or several machines, work on one job by way of a folder that all of them see
 - `hpa_fastai.simulate.cells`: Four cell lines, and the layout that all stains of a field share
 - `hpa_fastai.simulate.cytoplasm`: Fourteen labels outside of the nucleus: sheets, nets, filaments and edges
 - `hpa_fastai.simulate.dataset`: A labelled field of cells for any label set, and a whole data set in Kaggle's layout
