@@ -1,6 +1,6 @@
 """hpa-predict over folders of any size: memory, kills, two processes, and speed against the bare network.
 
-    python benchmarks/predict_scale.py [--images 20000] [--few 2000] [--side 64] [--speed_images 48] [--threads 1]
+    python benchmarks/predict_scale.py [--images 20000] [--few 2000] [--side 64] [--speed-images 48] [--threads 1]
 
 It draws small fields, links them into two folders of many and of few samples, and makes a small untrained network. Then
 it prints, line by line:
@@ -10,7 +10,7 @@ it prints, line by line:
   wrote the same bytes;
 - of two commands that share the few images, how many shards each made, whether each shard was made once, and whether
   they wrote the same bytes;
-- for `--speed_images` fields of 512 pixels, as four PNGs each, and the network that ships with the package: images per
+- for `--speed-images` fields of 512 pixels, as four PNGs each, and the network that ships with the package: images per
   second of the bare network (forward passes of prepared images, eight views each) and of the whole of hpa-predict, in
   turns, by the clock and by processor time, and their ratios. `--threads` are those of PyTorch; one leaves the second
   of two cores to decoding. On a machine with other work to do, believe the ratio by processor time.
@@ -38,12 +38,12 @@ fastprogress.NO_BAR, fastprogress.print = True, lambda *args, **kwargs: None
 
 
 def linked(folder, n, side, drawn=32, split=False):
-    "A folder of `n` samples, each a link to one of a few drawn fields; as one file each, or as four"
+    "A folder of `n` samples, each a link to one of a few drawn fields; as one picture in colour each, or as four"
     source = folder.with_name(f'{folder.name}-drawn')
     for o in (folder, source): o.mkdir(parents=True)
     for k, labels in enumerate(draw_label_sets(drawn, seed=0)):
         img = simulate_field(labels, size=side, seed=k).image
-        if not split: cv2.imwrite(str(source/f'{k}.png'), img[..., [2, 1, 0, 3]])   # OpenCV writes blue first
+        if not split: cv2.imwrite(str(source/f'{k}.png'), img[..., [2, 1, 0]])   # OpenCV writes blue first
         else:
             for c, plane in zip(CHANNELS, cv2.split(img)): cv2.imwrite(str(source/f'{k}_{c}.png'), plane)
     ends = [f'_{c}.png' for c in CHANNELS] if split else ['.png']

@@ -54,6 +54,7 @@
 - `hpa_fastai.images.splits`: Folds in which every label is evenly spread, and nothing leaks
 - `hpa_fastai.images.stacks`: What the axes of an image are, how large it may be, and one plane in place of many slices
 - `hpa_fastai.images.tables`: A row for each image of a folder, batch by batch, to be stopped and resumed at any time
+- `hpa_fastai.images.unfinished`: How a pack is begun, resumed after a kill, and shared by several processes
 - `hpa_fastai.jobs`: Long work on many files, with an eye on which have changed and which can't be read
 - `hpa_fastai.labels`: The 28 places in the cell, the competition's two lists, and label sets as a matrix
 - `hpa_fastai.models.arcface`: Learn which images belong together, and let near images pass on their labels

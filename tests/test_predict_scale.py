@@ -149,7 +149,7 @@ def test_a_shard_is_whole_or_not_there(images, tmp_path, monkeypatch):
 
 program = '''
 import os, sys, time
-from pathlib import Path
+import numpy as np
 import pandas as pd
 from hpa_fastai.images.samples import find_samples
 from hpa_fastai.images.tables import stream_table, table_job
@@ -166,7 +166,7 @@ def start(images, out, log, seconds):
     args = [sys.executable, '-W', 'ignore', '-c', program, images, out, log, seconds]
     return subprocess.Popen(list(map(str, args)), stdout=subprocess.PIPE, text=True)
 
-def wait_until(condition, seconds=120):
+def wait_until(condition, seconds=400):
     end = time.time() + seconds
     while not condition() and time.time() < end: time.sleep(.01)
     assert condition()
@@ -194,7 +194,7 @@ def test_two_launched_commands(images, run, tmp_path):
     "`torchrun` starts hpa-predict twice: one table, one voice, as of one process"
     Predictor.load(run, 'cpu').predict_folder(images, tmp_path/'whole.csv')
     (tmp_path/'predict.py').write_text('from hpa_fastai.cli_predict import hpa_predict\nhpa_predict()\n')
-    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '--']
     args = ['--run', run, '--images', images, '--out', tmp_path/'labels.csv', '--device', 'cpu']
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
     done = subprocess.run([*launcher, *map(str, [tmp_path/'predict.py', *args])], env=env, capture_output=True, text=True)

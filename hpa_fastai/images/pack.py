@@ -18,110 +18,18 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from fastcore.parallel import num_cpus
-from filelock import FileLock
 from fastprogress import progress_bar
 
 from ..labels import CHANNELS, DataError
-from ..files import one_at_a_time, read_json, whole_file, write_json
-from hpa_fastai.jobs import (
-    attempt, changed_files, errors_file, errors_text, file_stamps, source_name, write_errors
-)
-from ..sharing import at_work, Claims, launched_here, others_at_work
+from ..files import one_at_a_time, whole_file, write_json
+from ..jobs import attempt, changed_files, errors_file, errors_text, file_stamps, source_name, write_errors
+from ..sharing import at_work, Claims, launched_here
 from ..tiles import as_tiles, compress_sample, measure, npy_header, ROW
-from ..workers import map_threads, ordered_map
+from ..workers import ordered_map
 from .samples import find_samples, open_rgby, resize_rgby
-from hpa_fastai.images.packed import (
-    MissingPack, open_pack, Pack, PACK_VERSION, _json_crc, _load_array, _part, _rebuild
-)
-
-# %% ../../nbs/120_images.pack.ipynb #564d9a75
-def _check_plan(part, plan):
-    "Has this very pack been begun? Refuse one that was begun with another plan"
-    begun = (part/'plan.json').exists()
-    if begun and read_json(part/'plan.json') != plan:
-        raise DataError(f'{part}: begun with other samples, another size or compression; '
-                        'delete it to start afresh, or give the former arguments')
-    return begun
-
-# %% ../../nbs/120_images.pack.ipynb #8f727ad2
-def _check_space(part, nbytes):
-    "Refuse to begin a pack of `nbytes` on a disk with less free space"
-    free = shutil.disk_usage(part.parent).free
-    if nbytes > free:
-        raise DataError(f'{part}: needs {nbytes/1e9:.1f} GB and {free/1e9:.1f} GB are free; '
-                        'choose another disk, a smaller size, or compress=True')
-
-# %% ../../nbs/120_images.pack.ipynb #79370667
-def _lay_out(pack, begun):
-    "Make the pixels' file, as long as it will be; returns the place of each sample, 0 for compressed ones"
-    n, nbytes = len(pack), pack.size*pack.size*4
-    with open(pack.pixels, 'r+b' if begun else 'wb') as f:
-        if pack.compress: return np.zeros(n, np.uint64)
-        f.write(npy_header(n, pack.size))
-        start = f.tell()
-        f.truncate(start + n*nbytes)
-    return start + np.arange(n)*nbytes
-
-# %% ../../nbs/120_images.pack.ipynb #f30f5a35
-def _save_times(path, times):
-    "Write times.npy"
-    with whole_file(path/'times.npy') as tmp: np.save(tmp, times.to_numpy(np.int64))
-
-def _write_sources(path, stamps):
-    "Write sources.parquet and times.npy, if the sources are files"
-    (path/'sources.parquet').unlink(missing_ok=True)
-    if not len(stamps): return
-    _save_times(path, stamps.time)
-    with whole_file(path/'sources.parquet') as tmp: stamps.drop(columns='time').to_parquet(tmp, index=False)
-
-def _read_sources(path):
-    "What `_write_sources` wrote, as from `file_stamps`; None if it wrote nothing"
-    file = path/'sources.parquet'
-    if not file.exists(): return None
-    try: found = pd.read_parquet(file)[['Id', 'n', 'file', 'size']].astype(dict(Id=str, n=int, file=str, size=int))
-    except Exception as e: raise DataError(f'{file}: damaged ({type(e).__name__}); {_rebuild}') from None
-    return found.assign(time=_load_array(path/'times.npy', np.int64, len(found)))
-
-# %% ../../nbs/120_images.pack.ipynb #911d5e6e
-def _changed_since(part, stamps):
-    "Ids of samples whose files are not those that an unfinished pack was begun with"
-    try: before = _read_sources(part)
-    except DataError: return set(stamps.Id)
-    return set() if before is None else set().union(*changed_files(before, stamps))
-
-# %% ../../nbs/120_images.pack.ipynb #76c90f07
-def _begin(part, samples, plan):
-    "Begin a pack in the folder `part`, or take up the one that is there"
-    n, begun = len(plan['ids']), _check_plan(part, plan)
-    pack = Pack(part, plan, _load_array(part/'rows.npy', ROW, n))
-    if not (begun or pack.compress): _check_space(part, n*pack.size*pack.size*4)
-    part.mkdir(exist_ok=True)
-    offsets = _lay_out(pack, begun)
-    if not pack.compress: pack.rows['offset'] = offsets
-    stamps = file_stamps(samples)
-    changed = _changed_since(part, stamps)
-    sound = [ok and str(i) not in changed for i, ok in zip(pack.ids, map_threads(pack.is_sound, range(n)))]
-    pack.close()
-    pack.rows[~np.array(sound)] = 0
-    if pack.compress: os.truncate(pack.pixels, int((pack.rows['offset'] + pack.rows['nbytes']).max()))
-    for o in part.glob('.*'): o.unlink()   # of processes that are gone
-    if not pack.compress: pack.rows['offset'] = offsets
-    with whole_file(part/'rows.npy') as tmp: np.save(tmp, pack.rows)
-    _write_sources(part, stamps)
-    write_json(part/'plan.json', plan)
-    return pack
-
-def _join(part, samples, plan):
-    "Begin a pack, or take part in one that others are packing"
-    if not others_at_work(part): return _begin(part, samples, plan)
-    _check_plan(part, plan)
-    changed = _changed_since(part, file_stamps(samples))
-    if changed:
-        raise DataError(f'{part}: {len(changed)} samples have changed since another process began to pack them, the '
-                        f'first is {min(changed)}; let it finish, then start again')
-    return Pack(part, plan, _load_array(part/'rows.npy', ROW, len(plan['ids'])))
+from .packed import open_pack, Pack, PACK_VERSION, _json_crc, _load_array, _part, _rebuild
+from .unfinished import _chunk, _join, _missing, _read_failed, _read_sources, _save_times, _store
 
 # %% ../../nbs/120_images.pack.ipynb #07fb25a5
 def _load(source, reader, size):
@@ -151,54 +59,7 @@ def _pack_some(todo, pixels, size, compress, reader):
             done.append((i, measure(img, offset, len(frame) or img.nbytes), frame))
     return done
 
-# %% ../../nbs/120_images.pack.ipynb #3e8c281e
-_chunk = 16   # samples
-
-def _failed_file(pack, k): return pack.path/f'.{k:06}.failed.json'
-
-def _append(pack, pixels, chunk):
-    "Append compressed frames, one process at a time; returns the rows with their places"
-    with FileLock(pack.path/'.append.lock'):
-        end = pixels.seek(0, os.SEEK_END)
-        for _, row, frame in chunk:
-            if not frame: continue
-            pixels.write(frame)
-            row['offset'] = end
-            end += len(frame)
-        pixels.flush()
-
-def _store(pack, done, claims):
-    "Write rows (and compressed frames) as they arrive"
-    with open(pack.path/'rows.npy', 'r+b') as journal, open(pack.pixels, 'r+b') as pixels:
-        journal_start = journal.seek(0, os.SEEK_END) - pack.rows.nbytes
-        for chunk in filter(None, done):
-            if pack.compress: _append(pack, pixels, chunk)
-            failed = {str(pack.ids[i]): row for i, row, _ in chunk if isinstance(row, str)}
-            for i, row, _ in chunk:
-                if isinstance(row, str): continue
-                pack.rows[i] = row
-                journal.seek(journal_start + i*ROW.itemsize)
-                journal.write(pack.rows[i].tobytes())
-            journal.flush()
-            k = chunk[0][0]//_chunk
-            if failed: write_json(_failed_file(pack, k), failed)
-            claims.release(k)
-
 # %% ../../nbs/120_images.pack.ipynb #7c94fded
-def _read_failed(pack, k):
-    "Id → error of the samples of a chunk that could not be read"
-    file = _failed_file(pack, k)
-    return read_json(file) if file.exists() else {}
-
-def _missing(pack, k):
-    "Numbers of the samples of a chunk that nobody has packed, nor tried to"
-    first, ids = k*_chunk, pack.ids[k*_chunk:(k + 1)*_chunk]
-    with open(pack.path/'rows.npy', 'rb') as f:
-        f.seek(f.seek(0, os.SEEK_END) - (len(pack) - first)*ROW.itemsize)
-        rows = np.frombuffer(f.read(len(ids)*ROW.itemsize), ROW)
-    failed = _read_failed(pack, k)
-    return [first + j for j, i in enumerate(ids) if not rows['nbytes'][j] and str(i) not in failed]
-
 def _pack_missing(pack, samples, workers, reader, progress):
     "Pack what no other process packs, until all is there"
     chunks, offsets = range(-(-len(pack)//_chunk)), pack.rows['offset']

@@ -89,12 +89,14 @@ class _InMemory(dict):
 
 # %% ../../nbs/190_images.tables.ipynb #3f9b2542
 @contextmanager
-def _joined(out, job):
-    "Begin a table, or take part in it; yields `TableParts`"
+def _joined(out, job, is_written=noop):
+    "Begin a table, or take part in it; yields `TableParts`, or None if it is written"
     folder = _folder(out)
     with ExitStack() as here:
         while True:
             with one_at_a_time(out):
+                parts = None
+                if is_written(): break
                 others = [] if _begun(folder) == job else others_at_work(folder)
                 if not others:
                     parts = TableParts(out, job)
@@ -102,6 +104,9 @@ def _joined(out, job):
                     break
             print(f'{out}: another process makes another table there; waiting for it', flush=True)
             wait_for(others)
+        if parts is None:
+            yield None
+            return
         with parts.claims: yield parts
         with one_at_a_time(out):
             here.close()
@@ -248,16 +253,20 @@ def stream_table(
     out=None, # `.csv` or `.parquet` to write; processes with one `out` and one `job` share the work
     job:dict=None, # What the rows depend on, from `table_job`; by default unknown
     strict:bool=False, # Is an image that can't be read an error? If not, it is left out and listed
-    seen=noop # Function of some good rows, which are all shown to it, in order
-) -> int: # Number of images that could be read
+    seen=noop, # Function of some good rows, which are all shown to it, in order
+    finish=noop, # Function that is called when the table is written, while no other process may begin it again
+    is_written=noop # Function that says whether this job has been finished before; then nothing is done
+) -> int: # Number of images that could be read; None if nothing was done
     "Write a row for each image, with a few batches in memory; resumes where it was stopped; raises `DataError`"
-    with _joined(out, job or table_job(samples, bs)) if out else nullcontext(_InMemory()) as parts:
+    with _joined(out, job or table_job(samples, bs), is_written) if out else nullcontext(_InMemory()) as parts:
+        if parts is None: return None
         n = _fill(samples, answer, open_one, bs, parts, strict)
         first, count, errors = _survey(map(parts.read, range(n)), seen)
         if out:
             parts.join(n, first)
             write_errors(out, errors)
-    if errors: print(errors_text(errors, len(samples), 'images', out))
+        if errors: print(errors_text(errors, len(samples), 'images', out))
+        finish()
     return count
 
 # %% ../../nbs/190_images.tables.ipynb #b4512aa1

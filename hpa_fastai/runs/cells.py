@@ -242,6 +242,7 @@ def _fill(samples, parts, each):
     for wait in (False, True):
         for k in parts.claims.todo(shards, parts.is_done, wait):
             next(bar, None)
-            parts.write(k, pd.concat([_rows_of(i, samples[i], **each) for i in ids[k*_images_kept:(k + 1)*_images_kept]]))
+            some = ids[k*_images_kept:(k + 1)*_images_kept]
+            parts.write(k, pd.concat([_rows_of(i, samples[i], **each) for i in some]))
     list(bar)   # what others did
     return [parts.read(k) for k in shards]

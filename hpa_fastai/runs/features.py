@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 
 from .. import __version__
 from ..labels import DataError
-from ..files import read_checked, Schema, whole_file, write_json
+from ..files import read_checked, Schema, write_json
 from ..models.factory import rgby_model
 from ..models.trained import network_files, read_config
 from ..explain.embeddings import features

@@ -210,31 +210,27 @@ def _full_job(self:FolderToLabel):
     options = {k: v for k, v in self.options.items() if k in ('um', 'intensity', 'keep', 'adapt') and v}
     return table_job(self.samples, self.bs, job | options)
 
+def _digest(job): return job and f'{zlib.crc32(json.dumps(job, sort_keys=True).encode()):08x}'
+
 @patch
-def _stream(self:FolderToLabel, out, job, seen):
+def _stream(self:FolderToLabel, out, job, tally, seen, **kwargs):
     "Label all images, say what speaks against trusting the labels, and write the note"
+    def finish():
+        self._warn(tally)
+        if out: write_json(self.note_file(out), self.note(tally.images, _digest(job)))
     if self.options['adapt']: self._adapt()
-    stream_table(self.samples, self.rows, self.open, self.bs, out, job, self.strict, seen=seen)
-
-@patch
-def _end(self:FolderToLabel, out, job, tally):
-    "Say what speaks against trusting the labels, and write the note"
-    self._warn(tally)
-    if out: write_json(self.note_file(out), self.note(tally.images, job and _digest(job)))
-
-def _digest(job): return f'{zlib.crc32(json.dumps(job, sort_keys=True).encode()):08x}'
+    return stream_table(self.samples, self.rows, self.open, self.bs, out, job, self.strict, seen, finish, **kwargs)
 
 @patch
 def label(self:FolderToLabel,
     out=None # CSV or Parquet file to write; if that is interrupted, the same call goes on with what is done
 ) -> pd.DataFrame: # As from `rows`
     "Label all images, say what speaks against trusting the labels, and write the note"
-    job, tally, frames = self._full_job(), Tally(), []
+    tally, frames = Tally(), []
     def seen(df):
         tally.add(df)
         frames.append(df)
-    self._stream(out, job, seen)
-    self._end(out, job, tally)
+    self._stream(out, self._full_job(), tally, seen)
     return pd.concat(frames, ignore_index=True)
 
 @patch
@@ -243,15 +239,12 @@ def write(self:FolderToLabel,
 ) -> Tally: # None if the same call has written this table before
     "Label any number of images, a few at a time in memory; for the rest as `label`"
     job, tally = self._full_job(), Tally()
-    if job and self._is_written(out, _digest(job)): return None
-    self._stream(out, job, tally.add)
-    self._end(out, job, tally)
-    return tally
-
-@patch
-def _is_written(self:FolderToLabel, out, digest):
-    "Has this job written its table?"
-    with suppress(DataError, AttributeError): return Path(out).exists() and read_json(self.note_file(out)).get('job') == digest
+    def is_written():
+        with suppress(DataError, AttributeError):
+            return job and Path(out).exists() and read_json(self.note_file(out)).get('job') == _digest(job)
+    if is_written(): return None
+    done = self._stream(out, job, tally, tally.add, is_written=is_written)
+    return tally if done else None
 
 @patch
 def _warn(self:FolderToLabel, tally):

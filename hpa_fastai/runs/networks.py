@@ -96,7 +96,8 @@ def embed(self:Networks,
 ) -> np.ndarray: # (images, features), each of length 1
     "Features of images, as the first network sees them"
     refs, rows = getattr(self, '_noted', None) or ([], None)
-    if len(refs) != len(prepared) or any(r() is not o for r, o in zip(refs, prepared)): rows = self._features_of(prepared)
+    noted = len(refs) == len(prepared) and all(r() is o for r, o in zip(refs, prepared))
+    if not noted: rows = self._features_of(prepared)
     rows = _of_images(rows, prepared)
     return rows/np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-9)
 
