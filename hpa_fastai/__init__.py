@@ -57,6 +57,7 @@
 - `hpa_fastai.images.splits`: Folds in which every label is evenly spread, and nothing leaks
 - `hpa_fastai.images.stacks`: What the axes of an image are, how large it may be, and one plane in place of many slices
 - `hpa_fastai.images.tables`: A row for each image of a folder, batch by batch, to be stopped and resumed at any time
+- `hpa_fastai.images.unfinished`: How a pack is begun, resumed after a kill, and shared by several processes
 - `hpa_fastai.jobs`: Long work on many files, with an eye on which have changed and which can't be read
 - `hpa_fastai.labels`: The 28 places in the cell, the competition's two lists, and label sets as a matrix
 - `hpa_fastai.models.arcface`: Learn which images belong together, and let near images pass on their labels
@@ -96,6 +97,7 @@
 - `hpa_fastai.runs.setup`: A recipe's words turned into batches and a fastai `Learner`
 - `hpa_fastai.runs.shipped`: The network that ships with the package, and what is known of a network's answers
 - `hpa_fastai.runs.stages`: Train a network, predict what it has not seen, and leave a file after every step
+- `hpa_fastai.sharing`: Several processes, or several machines, work on one job by way of a folder that all of them see
 - `hpa_fastai.simulate.cells`: Four cell lines, and the layout that all stains of a field share
 - `hpa_fastai.simulate.cytoplasm`: Fourteen labels outside of the nucleus: sheets, nets, filaments and edges
 - `hpa_fastai.simulate.dataset`: A labelled field of cells for any label set, and a whole data set in Kaggle's layout

@@ -11,6 +11,14 @@ __all__ = ['hpa_predict']
 
 # %% ../nbs/910_cli_predict.ipynb #dc7fef82
 from .arguments import store_true, UsageError
+import os
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from io import StringIO
+
+from fastcore.script import store_true
+
+from .arguments import UsageError
+from .sharing import launched_rank
 from .cli import command
 
 # %% ../nbs/910_cli_predict.ipynb #3ba06cc9
@@ -23,19 +31,22 @@ def _network(run, weights, device):
     if run is None: print("network: 'simulated', which ships with hpa_fastai; --run or --weights takes another")
     return Predictor.load(run or 'simulated', device=device)
 
+def _again(out): return f'{out}: this command has written it before, with these images; delete it to start afresh'
+
 def _write_features(predictor, images, out, dry_run, how):
     "Features of images, by a network that has no labels"
     if dry_run or how['keep'] or how['adapt']:
         raise UsageError('these weights give features, no labels: leave out --dry-run, --keep and --adapt')
-    df = predictor.predict_folder(images, out, **{k: v for k, v in how.items() if k not in ('n', 'keep', 'adapt')})
-    print(f'{out}: features of {len(df)} images; these weights know no labels (see LinearProbe)')
+    from hpa_fastai.runs.features import check_table, FolderOfFeatures
+    tally = FolderOfFeatures(predictor, images, **{k: v for k, v in how.items() if k != 'n'}).write(check_table(out))
+    if tally is None: return print(_again(out))
+    print(f'{out}: features of {tally.images} images; these weights know no labels (see LinearProbe)')
 
-def _summary(df):
+def _summary(words):
     "How many of the labels given are to be trusted; `''` if nobody knows"
-    if 'Trust' not in df: return ''
-    words = [o for row in df.Trust for o in row.split(';')]
+    if not words: return ''
     return '; of {} labels: trust {}, look twice at {}, don\'t trust {}'.format(
-        len(words), *(words.count(o) for o in ('trust', 'look twice', "don't")))
+        sum(words.values()), *(words[o] for o in ('trust', 'look twice', "don't")))
 
 def _write_cells(predictor, images, out, dry_run, how):
     "A row for each cell of all images"
@@ -44,11 +55,19 @@ def _write_cells(predictor, images, out, dry_run, how):
     df = predict_cells_folder(predictor, images, out, **{k: v for k, v in how.items() if k not in ('keep', 'adapt')})
     print(f'{out}: {len(df)} cells of {df.Id.nunique()} images labelled')
 
+@contextmanager
+def _one_of_several(device):
+    "Give a process that a launcher has started its GPU, and let only the first one talk"
+    if int(os.environ.get('WORLD_SIZE') or 1) > 1:
+        from hpa_fastai.train.processes import _take_gpu
+        _take_gpu(device)
+    with redirect_stdout(StringIO()) if launched_rank() else nullcontext(): yield
+
 # %% ../nbs/910_cli_predict.ipynb #98f7c3a4
 @command('images', 'out')
 def hpa_predict(
     images:str=None, # Required. Folder of images, in any layout: files of stains, stacks, a folder for each sample
-    out:str=None, # Required. CSV to write: Id, Labels, Trust, Flags, a probability for each label
+    out:str=None, # Required. .csv or .parquet to write: Id, Labels, Trust, Flags, a probability for each label
     run:str=None, # Folder of a run that hpa-train finished; by default the network that ships with the package
     weights:str=None, # Weights that other people published, as hpa-weights knows them, in place of a run
     channels:str=None, # What names of files or planes mean: 'red=Cy5, green=FITC, blue=DAPI'
@@ -66,14 +85,17 @@ def hpa_predict(
 ):
     "Say where the protein sits in each image of a folder, and how far to trust that"
     if run and weights: raise UsageError('--run and --weights both name a network; give one of them')
-    predictor = _network(run, weights, device)
     how = dict(n=tta, bs=bs, strict=strict, channels=channels, bits=bits, um=um_per_px, intensity=intensity, keep=keep,
                adapt=adapt)
-    if not hasattr(predictor, 'labels'): return _write_features(predictor, images, out, dry_run, how)
-    if cells: return _write_cells(predictor, images, out, dry_run, how)
-    if dry_run:
-        picture = out.removesuffix('.csv') + '.png'
-        print(predictor.look_at_folder(images, picture, **how).to_string(index=False, na_rep=''))
-        return print(f'nothing is labelled; {picture} shows some of the images: red, green, blue, yellow, all together')
-    df = predictor.predict_folder(images, out, **how)
-    print(f'{out}: {len(df)} images labelled{_summary(df)}')
+    with _one_of_several(device):
+        predictor = _network(run, weights, device)
+        if not hasattr(predictor, 'decide'): return _write_features(predictor, images, out, dry_run, how)
+        if cells: return _write_cells(predictor, images, out, dry_run, how)
+        from hpa_fastai.runs.label_folder import FolderToLabel
+        if dry_run:
+            picture = out.removesuffix('.csv').removesuffix('.parquet') + '.png'
+            print(predictor.look_at_folder(images, picture, **how).to_string(index=False, na_rep=''))
+            return print(f'nothing is labelled; {picture} shows some of the images: red, green, blue, yellow, all together')
+        tally = FolderToLabel(predictor, images, **how).write(out)
+        if tally is None: return print(_again(out))
+        print(f'{out}: {tally.images} images labelled{_summary(tally.words)}')

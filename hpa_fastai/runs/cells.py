@@ -12,7 +12,6 @@ cell alone."""
 __all__ = ['WIDTH', 'cell_crops', 'predict_cells', 'predict_cells_folder']
 
 # %% ../../nbs/748_runs.cells.ipynb #1f28deae
-import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from uuid import uuid4
@@ -24,10 +23,10 @@ from fastai.vision.all import progress_bar
 
 from .. import __version__
 from ..labels import DataError
-from ..files import one_at_a_time, whole_file, write_json
+from ..files import whole_file, write_json
 from ..jobs import attempt, errors_text, file_stamps, source_name, write_errors
 from ..images.samples import find_samples, open_rgby, pixel_size
-from ..images.tables import TableParts
+from ..images.tables import _InMemory, _joined
 from ..images.cells import cell_places, find_cells
 from .label_folder import note_file
 from .scale import check_um
@@ -223,27 +222,27 @@ def predict_cells_folder(
     if line := _scale_line(samples, predictor): print(line)
     options = dict(width=width or _width(predictor), alone=alone, cut=cut, n=n)
     each = dict(options, predictor=predictor, embed=embed, strict=strict, bs=bs or predictor.bs)
-    with one_at_a_time(out) if out else nullcontext():
-        parts = TableParts(out, _job(predictor, samples, options | dict(um=um, embed=embed, **kwargs))) if out else None
+    job = _job(predictor, samples, options | dict(um=um, embed=embed, **kwargs))
+    with _joined(out, job) if out else nullcontext(_InMemory()) as parts:
         df, embeddings, errors, none = _finished(_fill(samples, parts, each), predictor.labels)
         note = dict(hpa_fastai=__version__, network=[str(o) for o in predictor.runs], images=len(samples),
                     cells=len(df), without_cells=none, said=[*samples.assumed, *filter(None, [line])], um=um, **options)
         if out:
             _write(out, df, embeddings, predictor.labels, note)
             write_errors(out, errors)
-            shutil.rmtree(parts.path)
     if errors: print(errors_text(errors, len(samples), 'images', out))
     more = ', …' if none[3:] else ''
     if none: print(f'{len(none)} of {len(samples)} images have no cells: {", ".join(none[:3])}{more}')
     return df
 
 def _fill(samples, parts, each):
-    "The rows of all images, batch by batch; those that are kept are not asked for again"
-    ids, frames = list(samples), []
-    for k in progress_bar(range(-(-len(ids)//_images_kept)), leave=False):
-        rows = parts and parts.read(k)
-        if rows is None:
-            rows = pd.concat([_rows_of(i, samples[i], **each) for i in ids[k*_images_kept:(k + 1)*_images_kept]])
-            if parts: parts.write(k, rows)
-        frames.append(rows)
-    return frames
+    "The rows of all images; what is kept, or done by other processes, is not asked for again"
+    ids, shards = list(samples), range(-(-len(samples)//_images_kept))
+    bar = iter(progress_bar([k for k in shards if not parts.is_done(k)], leave=False))
+    for wait in (False, True):
+        for k in parts.claims.todo(shards, parts.is_done, wait):
+            next(bar, None)
+            some = ids[k*_images_kept:(k + 1)*_images_kept]
+            parts.write(k, pd.concat([_rows_of(i, samples[i], **each) for i in some]))
+    list(bar)   # what others did
+    return [parts.read(k) for k in shards]

@@ -12,14 +12,15 @@ __all__ = ['Networks']
 
 # %% ../../nbs/742_runs.networks.ipynb #d95f888d
 from copy import copy
+from weakref import ref
 
 import numpy as np
-from fastai.vision.all import default_device, patch, torch
+from fastai.vision.all import default_device, F, patch, torch
 
 from ..data.normalize import StainNormalize
 from ..train.learner import best_autocast
 from ..decide.tta import DihedralTTA
-from ..explain.embeddings import features
+from ..explain.embeddings import features, _feature_hook
 from .adapted import adapt_norm, even_batches, LEAST, norm_layers
 from .scale import field_tiles
 
@@ -66,6 +67,15 @@ def _batches(self:Networks, prepared):
     tiles, bs = np.concatenate(prepared), max(self.bs, len(prepared))
     for i in range(0, len(tiles), bs): yield self.normalise.batch_of(tiles[i:i+bs], self.device)
 
+def _noting(model, kept):
+    "A network that notes the features of the first view of a batch in `kept`"
+    def ask(v):
+        if kept: return model(v)
+        with _feature_hook(model) as hook: logits = model(v)
+        kept.append(F.normalize(hook.stored.float().flatten(1)).cpu().numpy())
+        return logits
+    return ask
+
 @patch
 def _ask(self:Networks, prepared, n):
     "Probabilities (images, networks, labels) of prepared images: the mean over views, and over tiles"
@@ -73,6 +83,20 @@ def _ask(self:Networks, prepared, n):
     def ask(x): return torch.stack([DihedralTTA(m, **views)(x) for m in self.models], 1)
     with torch.inference_mode(), self.autocast():
         return _of_images(np.concatenate([ask(x).cpu().numpy() for x in self._batches(prepared)]), prepared)
+    views, rows, noted = self.views | ({'n': n} if n else {}), [], []
+    note = self._notes_features() and views.get('crop') is None
+    with torch.inference_mode(), best_autocast(self.device):
+        for x in self._batches(prepared):
+            models = [_noting(self.models[0], kept := []), *self.models[1:]] if note else self.models
+            rows.append(torch.stack([DihedralTTA(m, **views)(x) for m in models], 1).cpu().numpy())
+            noted += kept if note else []
+    self._noted = ([ref(o) for o in prepared], np.concatenate(noted)) if note else None
+    return _of_images(np.concatenate(rows), prepared)
+
+@patch
+def _notes_features(self:Networks):
+    "Will `embed` be asked about the same images?"
+    return getattr(getattr(self, 'beside', None), 'atypical', None) is not None
 
 # %% ../../nbs/742_runs.networks.ipynb #e8882679
 @patch
@@ -82,8 +106,17 @@ def embed(self:Networks,
     "Features of images, as the first network sees them"
     with self.autocast():
         rows = np.concatenate([features(self.models[0], x).cpu().numpy() for x in self._batches(prepared)])
+    refs, rows = getattr(self, '_noted', None) or ([], None)
+    noted = len(refs) == len(prepared) and all(r() is o for r, o in zip(refs, prepared))
+    if not noted: rows = self._features_of(prepared)
     rows = _of_images(rows, prepared)
     return rows/np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-9)
+
+@patch
+def _features_of(self:Networks, prepared):
+    "Features of all tiles of prepared images"
+    with best_autocast(self.device):
+        return np.concatenate([features(self.models[0], x).cpu().numpy() for x in self._batches(prepared)])
 
 # %% ../../nbs/742_runs.networks.ipynb #7377dc2c
 @patch
@@ -93,6 +126,7 @@ def _adapted(self:Networks, prepared, alpha):
         return self, f'adapt: {len(prepared)} images are too few for statistics of their own, {LEAST} are needed; left out'
     if not any(norm_layers(m) for m in self.models): return self, 'adapt: no batch normalisation in this network; left out'
     tiles, new = np.concatenate(prepared), copy(self)
+    new._noted = None
     def batches(): return (self.normalise.batch_of(tiles[o], self.device) for o in even_batches(len(tiles), self.bs))
     with self.autocast(): new.models = [adapt_norm(m, batches(), alpha) for m in self.models]
     return new, f'adapt: statistics of {len(prepared)} images, with a weight of {alpha:g}'
