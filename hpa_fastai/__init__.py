@@ -76,6 +76,7 @@
 - `hpa_fastai.runs.compare`: Which run is better, and is the difference more than luck?
 - `hpa_fastai.runs.converted`: Write somebody's network as a run, which everything in this library can open
 - `hpa_fastai.runs.crossval`: From a folder in Kaggle's layout to a submission and an estimate of its score
+- `hpa_fastai.runs.doubts`: Find labels of the training images that are likely wrong
 - `hpa_fastai.runs.features`: A row of numbers for each image, and what can be learnt from a few labelled ones
 - `hpa_fastai.runs.fold`: Train a recipe phase by phase, and resume where it was stopped
 - `hpa_fastai.runs.folder`: The folder of a finished run: what is in it, and how to read it
