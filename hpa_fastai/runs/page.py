@@ -10,7 +10,7 @@ into HTML. You need it if you want to change how the report looks."""
 __all__ = ['ATLAS_PAGES', 'asset', 'page_policy', 'page_json', 'pack_logits', 'pack_images', 'atlas_link', 'as_uri',
            'plot_pictures', 'percent', 'html_table', 'f1_bar', 'matrix_svg']
 
-# %% ../../nbs/794_runs.page.ipynb #ecf20d39
+# %% ../../nbs/794_runs.page.ipynb #2320fb78
 import base64, hashlib, json, re
 from html import escape
 from importlib.resources import files
@@ -25,7 +25,7 @@ from fastcore.xml import A, Div, Img, Safe, Span, Table, Tbody, Td, Th, Thead, T
 from ..labels import decode_targets
 from ..train.metrics import safe_logit
 
-# %% ../../nbs/794_runs.page.ipynb #6487fcd5
+# %% ../../nbs/794_runs.page.ipynb #4c1c3aee
 def asset(name): return (files('hpa_fastai')/'assets'/name).read_text(encoding='utf-8')
 
 def _fill(
@@ -41,7 +41,7 @@ def _fill(
     parts = dict(zip(found[::2], found[1::2]))
     return Safe(Template(parts[part]).substitute({k: html(v) for k, v in values.items()}))
 
-# %% ../../nbs/794_runs.page.ipynb #9642fc64
+# %% ../../nbs/794_runs.page.ipynb #6fec105a
 def page_policy(
     script:str # The page's script
 ) -> str: # For the tag `<meta http-equiv="Content-Security-Policy">`
@@ -50,14 +50,14 @@ def page_policy(
     return (f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
             "base-uri 'none'; form-action 'none'")
 
-# %% ../../nbs/794_runs.page.ipynb #cb332791
+# %% ../../nbs/794_runs.page.ipynb #da85583d
 def page_json(
     o # Anything that JSON can hold
 ) -> Safe: # For `<script type="application/json">`
     "Write data into a page"
     return Safe(json.dumps(o, ensure_ascii=False, separators=(',', ':')).replace('<', '\\u003c'))
 
-# %% ../../nbs/794_runs.page.ipynb #abd88b8b
+# %% ../../nbs/794_runs.page.ipynb #e4070666
 def pack_logits(
     probs # Probabilities (images, labels)
 ) -> str: # Base64 of 16-bit integers, little-endian: logits times 2048
@@ -74,7 +74,7 @@ def pack_images(
     "What a page has to know about each image"
     return dict(ids=list(map(str, ids)), named=decode_targets(decided), logits=pack_logits(probs), **kwargs)
 
-# %% ../../nbs/794_runs.page.ipynb #bb72c70d
+# %% ../../nbs/794_runs.page.ipynb #7b44a9f0
 _atlas_pages = {
     'nucleoplasm': 'Nucleoplasm, Nuclear speckles, Nuclear bodies', 'nuclear membrane': 'Nuclear membrane',
     'nucleoli': 'Nucleoli, Nucleoli fibrillar center', 'endoplasmic reticulum': 'Endoplasmic reticulum',
@@ -93,7 +93,7 @@ def atlas_link(
     return A(label, href=f'https://www.proteinatlas.org/humanproteome/subcellular/{ATLAS_PAGES[label]}',
              target='_blank', rel='noopener noreferrer')
 
-# %% ../../nbs/794_runs.page.ipynb #8caf2427
+# %% ../../nbs/794_runs.page.ipynb #5934d904
 def as_uri(
     data:bytes, # A picture
     kind:str # Its format: `'png'`, `'webp'`
@@ -117,7 +117,7 @@ def plot_pictures(
     plt.close(fig)
     return Div(*pictures, cls='plots')
 
-# %% ../../nbs/794_runs.page.ipynb #656b31e4
+# %% ../../nbs/794_runs.page.ipynb #38b467ef
 def percent(
     x:float # A share from 0 to 1
 ) -> str:
@@ -138,7 +138,7 @@ def html_table(
     body = [Tr(*map(cell, row, classes, columns.values())) for row in df[list(columns)].itertuples(index=False)]
     return Div(Table(Thead(head), Tbody(*body)), cls='stack')
 
-# %% ../../nbs/794_runs.page.ipynb #6f87c78e
+# %% ../../nbs/794_runs.page.ipynb #46daece6
 def f1_bar(
     r # A row of `class_report` with intervals
 ):
@@ -148,7 +148,7 @@ def f1_bar(
     interval = Span(cls='i', style=f'left:{low:.1f}%;width:{max(high - low, .5):.1f}%')
     return Div(f1, interval, cls='bar', title=f'F1 {r.f1:.2f}, {low/100:.2f} to {high/100:.2f}')
 
-# %% ../../nbs/794_runs.page.ipynb #23ab8d55
+# %% ../../nbs/794_runs.page.ipynb #ec03e446
 def matrix_svg(
     m, # Matrix from `multilabel_confusion` with `normalize=True`
     cell:int=26, # Side of a cell

@@ -12,7 +12,7 @@ run, and `hpa-report` writes it again."""
 # %% auto #0
 __all__ = ['write_report']
 
-# %% ../../nbs/798_runs.report.ipynb #aca8d313
+# %% ../../nbs/798_runs.report.ipynb #9e7537fb
 from pathlib import Path
 
 from fastcore.xml import Safe
@@ -23,7 +23,7 @@ from .page import _fill, asset, page_json, page_policy
 from .sections import _confusion, _decisions, _ensemble, _noted, _settings, _summary, _trust
 from .browse import _browsing, find_doubts, make_pictures, page_data
 
-# %% ../../nbs/798_runs.report.ipynb #be2eb2a6
+# %% ../../nbs/798_runs.report.ipynb #731e0958
 def write_report(
     run, # Folder of a finished run
     out=None, # File to write; by default report.html in the run
