@@ -96,7 +96,8 @@ def heat_maps(
         mine = [o for o in pairs if fold.get(o[0]) == k]
         if not mine: continue
         model = rgby_model(**{**config.model.arguments(run.path/'model.json'), 'weights': file}).to(device)
-        for i in progress_bar(range(0, len(mine), bs), leave=False):
+        starts = range(0, len(mine), bs)
+        for i in progress_bar(starts, leave=False) if len(starts) > 50 else starts:
             ids, labels = zip(*mine[i:i+bs])
             try: heat = _fold_heat(model, config, pack.gather(pack.index(ids)), list(labels), device, side)
             except DataError: return {}
