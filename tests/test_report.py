@@ -87,7 +87,7 @@ def test_only_our_script_may_run(html):
     assert 'innerHTML' not in scripts[0] and not re.search(r'\bfetch\(|XMLHttp|import\(|eval\(', scripts[0])
 
 def test_whatever_is_foreign_is_escaped(html):
-    assert '&lt;script&gt;alert(2)&lt;/script&gt;' in html and '<title>Simulated cells: a &lt;b&gt; &amp; &quot;c&quot;' in html
+    assert '&lt;script&gt;alert(2)&lt;/script&gt;' in html and '<title>a &lt;b&gt; &amp; &quot;c&quot; (simulated cells):' in html
     assert '<img src=x' not in html and '<t2>' not in html
     for link in re.findall(r'(?:src|href)="(.*?)"', html):
         assert link.startswith(('data:image/', '#', 'https://www.proteinatlas.org/humanproteome/subcellular/',
@@ -99,7 +99,7 @@ def test_heat_by_the_network_that_had_not_learnt_from_the_image(html):
 
 def test_the_title_says_simulated_only_where_it_is_so(tmp_path):
     html = write_report(make_run(tmp_path/'real', 30, simulated=False, networks=False), examples=2).read_text(encoding='utf-8')
-    assert '<title>real:' in html and 'Simulated cells' not in html and 'There are no heat maps' in html
+    assert '<title>real:' in html and 'imulated cells' not in html and 'There are no heat maps' in html
     assert all(not o[2] for o in read_data(html)['pictures'])
 
 def test_without_images(run, tmp_path):

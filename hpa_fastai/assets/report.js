@@ -367,7 +367,7 @@ function setUpDetails() {
 // ---- corrections: new label sets by row, wherever they were ticked
 
 const changes = new Map()
-let unsaved = false, base = null, doubtsShown = 0, doubts = []
+let unsaved = false, stale = false, base = null, doubtsShown = 0, doubts = []   // stale: cards that show an old list
 
 function change(row, c, there) {
   const set = new Set(changes.get(row) ?? known.true[row])
@@ -377,6 +377,7 @@ function change(row, c, there) {
   if (same) changes.delete(row)
   else changes.set(row, set)
   unsaved = changes.size > 0
+  stale = true
   showChanges()
 }
 
@@ -483,7 +484,7 @@ function setUpDoubts() {
   $('doubts-more').addEventListener('click', moreDoubts)
   $('changes-save').addEventListener('click', () => { save('train.csv', corrected()); unsaved = false })
   $('changes-base').addEventListener('input', e => chooseBase(e.target.files[0]))
-  details.addEventListener('close', () => { showChanges(); redrawCards() })
+  details.addEventListener('close', () => { if (stale) redrawCards() })
   window.addEventListener('beforeunload', e => { if (unsaved) e.preventDefault() })
   searchDoubts()
 }
@@ -491,6 +492,7 @@ function setUpDoubts() {
 function redrawCards() {   // a card says that its image was corrected
   const n = drawn
   drawn = 0
+  stale = false
   $('gallery').replaceChildren()
   while (drawn < n) more()
 }

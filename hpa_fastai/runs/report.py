@@ -40,8 +40,8 @@ def write_report(
     sections = [_summary(run, interp), _ensemble(run.scores), _trust(interp), _confusion(interp),
                 *_browsing(run, doubts, pictures, pack is not None), _decisions(run, interp), _settings(run)]
     script, data = asset('report.js'), page_data(run, interp, doubts, pictures)
-    page = _fill('page', name=run.path.resolve().name, simulated='Simulated cells: '*simulated,
-                 badge=_fill('badge') if simulated else '', policy=page_policy(script), style=Safe(asset('report.css')),
+    page = _fill('page', name=run.path.resolve().name + ' (simulated cells)'*simulated,
+                 policy=page_policy(script), style=Safe(asset('report.css')),
                  test_link=_fill('test_link') if data['test'] else '', sections=sections, dialog=_fill('dialog'),
                  data=page_json(data), script=Safe(script))
     with whole_file(out) as tmp: tmp.write_text(page, encoding='utf-8')
