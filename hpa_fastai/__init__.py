@@ -78,11 +78,13 @@
 - `hpa_fastai.runs.adapted`: Let a network take brightness and contrast of its features from the images that it is asked about
 - `hpa_fastai.runs.bundle`: A network, what is known of it, and its ONNX in one folder that leaves the machine
 - `hpa_fastai.runs.card`: What a network saw, how good it is at each label, where not to believe it, and under which licence it comes
+- `hpa_fastai.runs.browse`: Probabilities and decisions of all images, pictures of some hundred, and labels to check
 - `hpa_fastai.runs.cells`: A row for each cell of a field or a folder: where it is, what a network says of it, and its embedding
 - `hpa_fastai.runs.combine`: Combine finished runs into one, and estimate its score out of sample
 - `hpa_fastai.runs.compare`: Which run is better, and is the difference more than luck?
 - `hpa_fastai.runs.converted`: Write somebody's network as a run, which everything in this library can open
 - `hpa_fastai.runs.crossval`: From a folder in Kaggle's layout to a submission and an estimate of its score
+- `hpa_fastai.runs.doubts`: Find labels of the training images that are likely wrong
 - `hpa_fastai.runs.features`: A row of numbers for each image, and what can be learnt from a few labelled ones
 - `hpa_fastai.runs.fold`: Train a recipe phase by phase, and resume where it was stopped
 - `hpa_fastai.runs.folder`: The folder of a finished run: what is in it, and how to read it
@@ -90,10 +92,13 @@
 - `hpa_fastai.runs.label_folder`: From a folder of images to a table of labels, with all that was assumed
 - `hpa_fastai.runs.networks`: From images to the probabilities of several networks
 - `hpa_fastai.runs.onnx`: A bundle's labels with NumPy and onnxruntime alone, for programs that can't carry PyTorch
+- `hpa_fastai.runs.page`: Templates, tables, bars, plots and data of an HTML page that needs nothing else
+- `hpa_fastai.runs.pictures`: Choose some hundred images of a run, and make their stains and heat maps small
 - `hpa_fastai.runs.predictor`: From images to labels: a trained run, read from its folder
 - `hpa_fastai.runs.recipes`: Every choice of a system, by name, in a file from which a run can be repeated
-- `hpa_fastai.runs.report`: A finished run as one page: how good it is, and which labels to trust
+- `hpa_fastai.runs.report`: A finished run as one page to work with: what it is worth, every image, and labels to correct
 - `hpa_fastai.runs.scale`: From a field of any size and magnification to the squares that a network takes
+- `hpa_fastai.runs.sections`: How good it is, which labels to trust, what is taken for what, how decisions are made
 - `hpa_fastai.runs.setup`: A recipe's words turned into batches and a fastai `Learner`
 - `hpa_fastai.runs.shipped`: The network that ships with the package, and what is known of a network's answers
 - `hpa_fastai.runs.stages`: Train a network, predict what it has not seen, and leave a file after every step

@@ -234,9 +234,9 @@ def hpa_report(
     run:str=None, # Required. Folder of a finished run
     out:str=None, # HTML file to write; by default report.html in the run
     packs:str=None, # Folder of the packed images, if they are not in the run
-    examples:int=8 # Number of images of right decisions, and as many of wrong ones
+    examples:int=300 # Number of images with a picture; the page has numbers of all
 ):
-    "Write a finished run as one page that needs nothing else"
+    "Write a finished run as one page to work with, that needs nothing else"
     from hpa_fastai.runs.report import write_report
     print(write_report(run, out, packs=packs, examples=examples))
 

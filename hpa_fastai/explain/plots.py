@@ -63,7 +63,7 @@ def read_log(
 # %% ../../nbs/610_explain.plots.ipynb #bdca904f
 def plot_logs(
     logs, # One DataFrame for each fold, as `log.csv` holds it
-    metrics=None # Columns of the second picture, up to four; by default all but epoch, losses and time
+    metrics=None # Columns to plot beside the losses, up to five; by default all but epoch and time
 ): # The two matplotlib axes
     "Plot losses and validation metrics over the epochs, one colour for each fold"
     _, axs = plt.subplots(1, 2, figsize=(10, 3.4), layout='tight')
@@ -72,7 +72,9 @@ def plot_logs(
         axs[0].plot(epochs, log.train_loss, f'C{k}--', lw=1)
         axs[0].plot(epochs, log.valid_loss, f'C{k}', label=f'fold {k}')
         shown = metrics or [o for o in log.columns if o not in ('epoch', 'train_loss', 'valid_loss', 'time')]
-        for style, name in zip(('-', '--', ':', '-.'), shown):
+        for name in (o for o in shown if o.endswith('loss')):
+            axs[0].plot(epochs, log[name], f'C{k}:', label=name if k == 0 else None)
+        for style, name in zip(('-', '--', ':', '-.'), (o for o in shown if not o.endswith('loss'))):
             axs[1].plot(epochs, log[name], f'C{k}{style}', lw=1, label=name if k == 0 else None)
     axs[0].set(xlabel='epoch', title='loss: training (dashed), validation', yscale='log')
     axs[1].set(xlabel='epoch', title='validation metrics', ylim=(0, 1))
