@@ -1,5 +1,9 @@
 """Modules:
 
+- `hpa_fastai.app.answers`: The labels of an upload, and for one image all that speaks for and against them
+- `hpa_fastai.app.pictures`: One image with some of its stains, brighter or darker, and with a heat map where you ask for one
+- `hpa_fastai.app.uploads`: Files of a visitor: which are taken, how many and how large, and when they are deleted
+- `hpa_fastai.app.words`: Labels, doubts, neighbours and errors as HTML, in which nothing that a visitor wrote is code
 - `hpa_fastai.arguments`: What is typed on a command line, checked before anything heavy is loaded
 - `hpa_fastai.choices`: What somebody chose in a file, checked before any work begins
 - `hpa_fastai.cli`: All commands: from a folder of images to a submission
