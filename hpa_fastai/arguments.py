@@ -209,6 +209,7 @@ EXAMPLES = dict(
     hpa_predict='hpa-predict --images new --out labels.csv\n'
                 'hpa-predict --images new --out labels.csv --dry-run\n'
                 'hpa-predict --images new --out labels.csv --run runs/mine --um-per-px 0.16',
+    hpa_app='hpa-app\nhpa-app runs/mine\nhpa-app --host 0.0.0.0 --port 8000',
     hpa_check='hpa-check runs/mine/submission.csv --data hpa',
     hpa_weights='hpa-weights all_channels_MAE-CellS-ProtS-Pool.pth seed_0.pth --out subcell\n'
                 'hpa-weights --url https://example.org/weights.pth --sha256 0123… --out theirs')

@@ -97,13 +97,13 @@ class Upload:
 @patch
 def take(self:Upload,
     paths, # Files that were uploaded; they are moved or, if they are refused, deleted
-    add:bool=False # Keep the files that are there already?
+    add:bool=False # Keep the files that are there already, but for those of the same names?
 ) -> Upload:
     "Move files into the folder; raises `DataError`"
     paths = [Path(o) for o in paths or []]
     if not add: self.clear()
     try:
-        check_files(paths, self.names)
+        check_files(paths, set(self.names) - {o.name for o in paths})
         for o in paths: check_pixels(o)
         for o in paths: shutil.move(o, self.images/o.name.lstrip('.'))
     finally:
