@@ -23,7 +23,7 @@ from ..simulate.patterns import pattern_names
 from ..images.intensity import INTENSITIES
 from .uploads import KINDS, MOST_FILES, MOST_MB, Visitors
 from .visits import ANY, NO_HEAT, Visit
-from .words import CSS, head_html, limits_html
+from .words import CSS, head_html, limits_html, welcome_html
 
 # %% ../../nbs/957_app.page.ipynb #7c0b36d1
 def import_gradio():
@@ -51,49 +51,53 @@ PARTS = 'message held samples notes picture labels near'.split()   # of a `View`
 _press = """element.addEventListener('click', e => { const o = e.target.closest('[data-sample]');
 if (o) trigger('click', {sample: Number(o.dataset.sample)}) })"""
 
+# On a telephone the answer is below the question: go there
+_to_answer = """() => { if (innerWidth < 700 && document.querySelector('#message .error, #samples .hpa'))
+document.querySelector('#answer').scrollIntoView({behavior: 'smooth'}) }"""
+
 class _Page:
     "Gradio's components, and what happens when they are used"
     def __init__(self, gr, predictor, network):
         self.gr, self.predictor, self.visitors = gr, predictor, Visitors(Visit)
         with gr.Blocks(title='Where in the cell is the protein?', analytics_enabled=False, delete_cache=(300, 3600)) as self.blocks:
-            gr.HTML(head_html(network, predictor))
+            gr.HTML(head_html(network, predictor), elem_classes='part')
             with gr.Row():
                 with gr.Column(scale=2, min_width=300): self._ask()
-                with gr.Column(scale=5, min_width=320): self._answer()
+                with gr.Column(scale=5, min_width=320, elem_id='answer'): self._answer()
             self._connect()
 
     def _ask(self):
         "The left column"
         gr = self.gr
-        self.files = gr.File(label='Images: a file for each stain, one with all stains, or a composite', file_count='multiple',
-                             height=160, elem_id='files')
-        self.held = gr.HTML()
-        with gr.Row(equal_height=True):
-            self.example = gr.Dropdown([ANY, *pattern_names()], value=ANY, label='No image at hand? Draw one with', scale=3,
-                                       min_width=160, elem_id='example')
-            self.draw = gr.Button('Draw', scale=1, min_width=80, elem_id='draw')
+        self.files = gr.File(label='Images', file_count='multiple', height=160, elem_id='files')
+        self.held = gr.HTML(elem_id='held', elem_classes='part')
+        gr.HTML('<p class="hpa legend">No image at hand? Draw simulated cells with their protein in</p>', elem_classes='part')
+        with gr.Row():
+            self.example = gr.Dropdown([ANY, *pattern_names()], value=ANY, label='label to draw', show_label=False,
+                                       container=False, scale=3, min_width=140, elem_id='example')
+            self.draw = gr.Button('Draw', scale=1, min_width=80, size='md', elem_id='draw')
         with gr.Accordion('How the files are read', open=False, elem_id='how'):
             self.channels = gr.Textbox(label='channels: which name is which stain', placeholder='red=Cy5, green=FITC, blue=DAPI, yellow=none')
             self.um = gr.Number(label='um: µm per pixel', value=None, minimum=0)
             self.bits = gr.Number(label='bits that 16-bit files use', value=None, precision=0, minimum=0)
             self.intensity = gr.Dropdown(list(INTENSITIES), value=INTENSITIES[0], label='intensity: what becomes white')
             self.again = gr.Button('Label again')
-        gr.HTML(limits_html(MOST_FILES, MOST_MB, KINDS))
-        self.leave = gr.Button('Delete my files', size='sm', visible=False)
+        gr.HTML(limits_html(MOST_FILES, MOST_MB, KINDS), elem_classes='part')
+        self.leave = gr.Button('Delete my files now', size='sm', visible=False, elem_id='leave')
 
     def _answer(self):
         "The right column"
         gr = self.gr
-        self.message = gr.HTML(elem_id='message')
-        self.samples = gr.HTML(js_on_load=_press, elem_id='samples')
+        self.message = gr.HTML(welcome_html(), elem_id='message', elem_classes='part')
+        self.samples = gr.HTML(js_on_load=_press, elem_id='samples', elem_classes='part')
         with gr.Column(visible=False, elem_id='shown') as self.shown:
-            self.notes = gr.HTML(elem_id='notes')
-            with gr.Row():
+            self.notes = gr.HTML(elem_id='notes', elem_classes='part')
+            with gr.Row(elem_id='look'):
                 with gr.Column(min_width=300): self._picture()
                 with gr.Column(min_width=300):
-                    self.labels = gr.HTML(elem_id='labels')
+                    self.labels = gr.HTML(elem_id='labels', elem_classes='part')
                     self.table = gr.DownloadButton('Download the table (CSV)', elem_id='download')
-            self.near = gr.HTML(elem_id='near')
+            self.near = gr.HTML(elem_id='near', elem_classes='part')
 
     def _picture(self):
         "The picture, and how it is drawn"
@@ -142,7 +146,7 @@ def _connect(self:_Page):
     out = self._outputs()
     for event, f, inputs in ((self.files.upload, dropped, [self.files, *how]), (self.draw.click, drawn, [self.example]),
                              (self.again.click, again, how), (self.samples.click, chosen, None), (self.leave.click, left, None)):
-        event(f, inputs, out, show_progress_on=[self.message], **one)
+        event(f, inputs, out, show_progress_on=[self.files], **one).then(None, js=_to_answer)
     for event in (self.stains.input, self.contrast.release, self.heat.input):
         event(redrawn, [self.stains, self.contrast, self.heat], [self.message, self.picture], show_progress_on=[self.picture],
               trigger_mode='always_last', **one)

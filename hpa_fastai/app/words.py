@@ -8,7 +8,7 @@ Gradio; the look is in `assets/app.css`."""
 
 # %% auto #0
 __all__ = ['CSS', 'labels_html', 'notes_html', 'held_html', 'error_html', 'picture_uri', 'near_html', 'samples_html', 'head_html',
-           'limits_html']
+           'welcome_html', 'limits_html']
 
 # %% ../../nbs/954_app.words.ipynb #8393cad8
 import base64
@@ -33,15 +33,15 @@ def _score(o):
     "A number with two digits, and no 1.00 below 1"
     return '1' if o == 1 else f'{min(o, .99):.2f}' if o >= .005 else '0'
 
-def _likely(o): return 'hardly ever' if o < .005 else f'about {100*o:.0f} %'
+def _likely(o): return 'here hardly likely' if o < .005 else f'here about {100*o:.0f} % likely'
 
 def _label_row(o, measured):
     "One label: name and word, bar, what it rests on"
     bar = Div(Span(cls='f', style=f'width:{100*min(max(o.score, 0), 1):.1f}%'),
               Span(cls='t', style=f'left:{100*min(max(o.threshold, 0), 1):.1f}%'), cls='bar', role='img',
               aria_label=f'score {_score(o.score)}, threshold {_score(o.threshold)}')
-    why = f'{o.why}; right in {_likely(o.probability)} of such answers' if measured and o.given else o.why
-    numbers = Span(_score(o.score), Small(f' of {_score(o.threshold)} needed'), cls='numbers')
+    why = f'{o.why}; {_likely(o.probability)}' if measured and o.given else o.why
+    numbers = Span(_score(o.score), Small(f' needs {_score(o.threshold)}'), cls='numbers')
     return Li(Div(Strong(o.label), _badge(o.trust), numbers, cls='head'), bar, Small(why, cls='why') if o.why else '',
               cls='label' + ' given'*o.given)
 
@@ -75,8 +75,8 @@ def held_html(
     what:str='' # What to say instead
 ) -> str:
     "Which files are there"
-    n, first = len(names), ', '.join(names[:4])
-    more = f' and {n - 4} more' if n > 4 else ''
+    n, first = len(names), ', '.join(names[:2])
+    more = f' and {n - 2} more' if n > 2 else ''
     return to_xml(P(what or f'{n} file{"s" if n != 1 else ""}: {first}{more}', cls='hpa legend')) if n else ''
 
 def error_html(
@@ -129,7 +129,8 @@ def samples_html(
     rows = [_sample(k, o, small.get(o.Id), o.Id == chosen) for k, (_, o) in enumerate(table.iterrows())]
     wrong = [Li(Strong(i), f': {why}') for i, why in dict(errors).items()]
     n, bad = len(table), len(wrong)
-    title = f'{n} sample{"s" if n != 1 else ""} labelled' + f', {bad} could not be read'*bool(bad)
+    title = f'{n} samples labelled' if n > 1 else table.Id.iloc[0]
+    title += f', {bad} could not be read'*bool(bad)
     several = Ol(*rows, cls='samples') if n > 1 else ''
     return to_xml(Div(H2(title), several, Ul(*wrong, cls='notes') if wrong else '', cls='hpa'))
 
@@ -148,6 +149,14 @@ def head_html(
     learnt = predictor.trained_on
     origin = 'learnt from simulated cells, ' if network == 'simulated' or learnt and any(o.simulated for o in learnt) else ''
     return to_xml(Div(H1('Where in the cell is the protein?'), P(B(network), f' · {origin}{worth}'), cls='hpa head-of-page'))
+
+def welcome_html() -> str:
+    "What stands where an answer will be"
+    steps = ('Drop the images of a sample: a file for each stain (red microtubules, green protein, blue nucleus, yellow '
+             'endoplasmic reticulum), one file with all of them, or a composite. Several samples at once are fine.',
+             'You get the labels of each image with a word for how far to trust them, and see where in the picture the '
+             'network finds them.', 'Take the table with you.')
+    return to_xml(Div(H2('Three steps'), Ol(*map(Li, steps)), cls='hpa welcome'))
 
 def limits_html(
     files:int, # Number of files that are taken
