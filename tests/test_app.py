@@ -1,9 +1,9 @@
 """The page in a real browser, from upload to labels: `make test-app` installs what it needs.
 
 Skips, and says so, where Gradio, Playwright or a Chromium is missing."""
-import os, shutil, threading, time
+import os, shutil, time
 from pathlib import Path
-import cv2, numpy as np, pandas as pd, pytest
+import cv2, pandas as pd, pytest
 
 from hpa_fastai.labels import CHANNELS
 from hpa_fastai.simulate.dataset import simulate_field
@@ -63,6 +63,13 @@ def shoot(tab, name):
         if folder: tab.screenshot(path=f'{folder}/{name}_{width}.png', full_page=True)
     tab.set_viewport_size(dict(width=1280, height=900))
 
+def source(tab): return tab.locator('#picture img').evaluate('o => o.src')
+
+def changed(tab, before):
+    "Wait until the picture is another one"
+    tab.wait_for_function('o => { const img = document.querySelector("#picture img"); return img && img.src !== o }', arg=before)
+    return source(tab)
+
 def write_field(folder, name, seed, channels=CHANNELS):
     img, files = simulate_field([seed % 28], size=256, seed=seed).image, []
     for c in channels:
@@ -88,14 +95,12 @@ def test_four_files_give_labels(tab, page_server, field):
     assert set(tab.locator('#labels .label.given strong').all_text_contents()) == set(expected)
     assert tab.locator('#labels .label').count() == 28
     shoot(tab, 'one')
-    before = tab.locator('#picture img').get_attribute('src')
+    before = source(tab)
     tab.get_by_label('red: microtubules').uncheck()
-    tab.wait_for_function('o => document.querySelector("#picture img").src !== o', arg=tab.locator('#picture img').evaluate('o => o.src'))
-    assert tab.locator('#picture img').get_attribute('src') != before
-    source = tab.locator('#picture img').evaluate('o => o.src')
+    before = changed(tab, before)
     tab.locator('#heat input').click()
     tab.get_by_role('option').nth(1).click()
-    tab.wait_for_function('o => document.querySelector("#picture img").src !== o', arg=source)
+    changed(tab, before)
     shoot(tab, 'heat')
     with tab.expect_download() as got: tab.locator('#download').click()
     df = pd.read_csv(got.value.path())

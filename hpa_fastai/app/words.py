@@ -27,7 +27,9 @@ from ..decide.trust import WORDS
 CSS = (files('hpa_fastai')/'assets/app.css').read_text(encoding='utf-8')
 _classes = dict(zip(WORDS, ('good', 'fair', 'poor')))
 
-def _badge(word): return Span(word, cls=f'badge {_classes.get(word, "")}') if word else ''
+def _badge(word):
+    if not word: return ''
+    return Span("don't trust" if word == WORDS[2] else word, cls=f'badge {_classes.get(word, "")}')
 
 def _score(o):
     "A number with two digits, and no 1.00 below 1"
