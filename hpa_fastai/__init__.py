@@ -1,10 +1,17 @@
 """Modules:
 
+- `hpa_fastai.app.answers`: The labels of an upload, and for one image all that speaks for and against them
+- `hpa_fastai.app.page`: hpa-app in the browser: what it shows, who may reach it, and what it keeps
+- `hpa_fastai.app.pictures`: One image with some of its stains, brighter or darker, and with a heat map where you ask for one
+- `hpa_fastai.app.uploads`: Files of a visitor: which are taken, how many and how large, and when they are deleted
+- `hpa_fastai.app.visits`: What happens when somebody drops files, takes an example, chooses a sample, or asks for a heat map
+- `hpa_fastai.app.words`: Labels, doubts, neighbours and errors as HTML, in which nothing that a visitor wrote is code
 - `hpa_fastai.arguments`: What is typed on a command line, checked before anything heavy is loaded
 - `hpa_fastai.choices`: What somebody chose in a file, checked before any work begins
 - `hpa_fastai.cli`: All commands: from a folder of images to a submission
 - `hpa_fastai.cli_kaggle`: Gather what Kaggle's image lacks in a folder, for a notebook that may not use the internet
 - `hpa_fastai.cli_export`: hpa-export: from a run to a folder that other people and other programs can use
+- `hpa_fastai.cli_app`: hpa-app: a page in the browser on which anybody can label images
 - `hpa_fastai.cli_predict`: hpa-predict: from a folder of images to a table of labels, with or without training
 - `hpa_fastai.cli_weights`: From somebody's file of weights to a run that every command can open
 - `hpa_fastai.data.augment`: More ways to look at the same cells: turned by any angle, out of focus, noisy, with holes

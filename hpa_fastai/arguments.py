@@ -212,6 +212,7 @@ EXAMPLES = dict(
     hpa_predict='hpa-predict --images new --out labels.csv\n'
                 'hpa-predict --images new --out labels.csv --dry-run\n'
                 'hpa-predict --images new --out labels.csv --run runs/mine --um-per-px 0.16',
+    hpa_app='hpa-app\nhpa-app runs/mine\nhpa-app --host 0.0.0.0 --port 8000',
     hpa_check='hpa-check runs/mine/submission.csv --data hpa',
     hpa_kaggle_bundle='hpa-kaggle-bundle --out hpa-fastai-bundle --networks runs/mine,resnet34.a1_in1k',
     hpa_export='hpa-export runs/mine --out bundle\nhpa-export simulated --out bundle --bioimageio',

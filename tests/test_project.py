@@ -73,7 +73,7 @@ def test_notebook(nb):
     assert not any('Warning' in ''.join(o['text']) for o in outputs if o.get('name') == 'stderr')
 
 # Each part may import from the parts named before it. The simulator comes last in the book, but needs only the ground.
-floors = ['ground', 'images', 'simulate', 'data', 'models', 'train', 'decide', 'explain', 'runs', 'cli']
+floors = ['ground', 'images', 'simulate', 'data', 'models', 'train', 'decide', 'explain', 'runs', 'app', 'cli']
 
 def part(module):
     if module.startswith('cli'): return 'cli'   # the commands, by chapter
