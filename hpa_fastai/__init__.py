@@ -35,6 +35,7 @@
 - `hpa_fastai.decide.trust`: A word for each label: trust, look twice, don't
 - `hpa_fastai.decide.tta`: Predict on eight views of each image, and average the predictions
 - `hpa_fastai.errors`: What is wrong, where, and what to do about it, in one line
+- `hpa_fastai.decide.worth`: What to expect on the test set of a system with a given score out of sample
 - `hpa_fastai.explain.atypical`: Images whose features a network has not met before
 - `hpa_fastai.explain.embeddings`: Images as the network sees them: maps of similar images, and nearest neighbours
 - `hpa_fastai.explain.gradcam`: Where in the image does the network see a label? A heat map for each label

@@ -175,6 +175,19 @@ def _finished(data, out, recipe):
             f'or delete {scores} to decide again')
 
 
+# %% ../nbs/900_cli.ipynb #6138dff8
+def _with_extra(data, extra, out, recipe):
+    "The folder `data` together with `extra`, and the recipe for both: no antibody is on two sides of a split"
+    from hpa_fastai.images.merging import keep_merged
+    from hpa_fastai.images.splits import yes_rows
+    from hpa_fastai.labels import read_labels
+    data = keep_merged(data, extra, out/'data')
+    df = read_labels(data/'train.csv')
+    known = 'group' in df and (df.group[~yes_rows(df, 'train_only')].str.strip() != '').any()
+    if not known or recipe.validation != 'stratified': return data, recipe
+    print('Images that are scored have known groups: validation is groups, not stratified', flush=True)
+    return data, recipe.override(validation='groups')
+
 # %% ../nbs/900_cli.ipynb #821f7952
 @command('data', 'out')
 def hpa_train(
@@ -183,6 +196,7 @@ def hpa_train(
     recipe:str='default', # Name of a recipe (see hpa-recipes), or a YAML file
     folds:int=None, # Number of folds; each is held out once
     epochs:int=None, # Number of epochs in the recipe's last phase
+    extra:str=None, # Folder of further images with labels, such as HPAv18 from hpa-download: only learnt from
     set:str=None, # Change any field of the recipe: 'KEY=VALUE KEY=VALUE'
     packs:str=None, # Folder for the packed images, to share it between runs; by default OUT/packs
     device:str=None, # 'cpu', 'cuda', 'cuda:1', 'mps'; by default the best there is
@@ -192,6 +206,7 @@ def hpa_train(
     "From a folder in Kaggle's layout to a submission: pack, split, train each fold, choose thresholds, predict"
     from hpa_fastai.runs.recipes import load_recipe
     recipe = load_recipe(recipe).override(**{**dict(folds=folds, epochs=epochs), **set_changes(set)})
+    if extra: data, recipe = _with_extra(data, extra, Path(out), recipe)
     if done := _finished(data, Path(out), recipe): return print(done)
     from hpa_fastai.runs.crossval import cross_validate
     cross_validate(data, out, recipe, packs=packs, device=device, workers=workers, distribute=distribute)

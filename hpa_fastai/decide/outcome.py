@@ -8,7 +8,7 @@ out-of-fold probabilities from elsewhere and want to treat them in the same way.
 
 # %% auto #0
 __all__ = ['FOLD_ENSEMBLES', 'check_fold_ensemble', 'check_decisions', 'fold_ensemble', 'EnsembleRule', 'Outcome', 'decide_run',
-           'held_out_note', 'scores_line', 'submit', 'fit_ensemble_rule']
+           'held_out_note', 'scores_line', 'score_lines', 'submit', 'fit_ensemble_rule']
 
 # %% ../../nbs/570_decide.outcome.ipynb #f55a9e0f
 from dataclasses import dataclass
@@ -24,9 +24,12 @@ from ..choices import check_args, told
 from ..train.metrics import macro_f1, mean_average_precision
 from ..train.intervals import class_report
 from .submission import check_submission, write_submission
-from .rules import constant_floor, cross_decide, load_rule, RULES
+from .rules import constant_floor, cross_decide, load_rule, Rule, RULES
+from .calibration import CalibratedRule
+from .shift import adapt_rule, AdaptiveRule
 from .thresholds import fit_rule
 from .ensembles import cross_predict, ENSEMBLES, FITTED_ENSEMBLES, load_ensemble, make_ensemble
+from .worth import predict_score, worth_line
 
 # %% ../../nbs/570_decide.outcome.ipynb #003192e9
 FOLD_ENSEMBLES = ['mean', 'rank', 'vote']
@@ -60,6 +63,10 @@ def check_decisions(
     rules = ['auto', *RULES]
     if recipe.thresholds not in rules:
         raise DataError(f'recipe {recipe.name}: no thresholds {recipe.thresholds!r}; there are {", ".join(rules)}')
+    calibrated = recipe.thresholds == 'auto' or issubclass(RULES[recipe.thresholds], CalibratedRule)
+    if getattr(recipe, 'adapt', False) and not calibrated:
+        raise DataError(f'recipe {recipe.name}: adapt needs calibrated probabilities, which {recipe.thresholds} has not; '
+                        'take thresholds: auto, StackedRule or CalibratedRule')
     _check_rule(recipe.thresholds, recipe.threshold_args, f'recipe {recipe.name}, threshold_args')
 
 # %% ../../nbs/570_decide.outcome.ipynb #19ad9434
@@ -149,6 +156,9 @@ class Outcome:
     probs: np.ndarray # Out-of-fold probabilities (images, labels), on the scale of the decider's ensemble
     targs: np.ndarray # Truth (images, labels), 0 and 1
     neighbours: dict=None # What images that passed labels on have changed, see `pass_on`
+    adapt: bool=False # Set the thresholds anew for new images?
+    new_rule: Rule=None # Rule that decided about new images, set by `decide_new`
+    worth: dict=None # What to expect on new images, from `predict_score`; set by `decide_new`
 
 # %% ../../nbs/570_decide.outcome.ipynb #1b396953
 def decide_run(
@@ -158,14 +168,16 @@ def decide_run(
     ensemble:str='mean', # How several networks are combined, one of `FOLD_ENSEMBLES`
     thresholds:str='auto', # `'auto'`, or the name of a `Rule`
     args:dict=None, # Arguments of the rule
-    seed:int=42 # Seed of everything random
+    seed:int=42, # Seed of everything random
+    adapt:bool=False # Set the thresholds anew for each fold, and for new images? `'auto'` is then `StackedRule`
 ) -> Outcome:
     "Fit a rule on out-of-fold probabilities, and decide about each fold by one that was fitted on the others"
     combined, scaled = fold_ensemble(ensemble, probs, targs, folds)
+    if adapt and thresholds == 'auto': thresholds = 'StackedRule'
     fit = partial(fit_rule, thresholds, args=args, seed=seed)
     rule = fit(scaled, targs, folds)
-    decided = cross_decide(fit, scaled, targs, folds)
-    return Outcome(EnsembleRule(combined, rule), decided, rule.predict(scaled), scaled, targs)
+    decided = cross_decide(lambda *o: AdaptiveRule(fit(*o)) if adapt else fit(*o), scaled, targs, folds)
+    return Outcome(EnsembleRule(combined, rule), decided, rule.predict(scaled), scaled, targs, adapt=adapt)
 
 # %% ../../nbs/570_decide.outcome.ipynb #8251bc29
 def _image_f1(decided, targs):
@@ -189,11 +201,15 @@ def decide_new(self:Outcome,
     probs, # Probabilities (images, models, labels) of new images, such as the test set
     near=None # `Near` of these images
 ) -> np.ndarray: # Decisions (images, labels), bool
-    "Decide about new images, and count those that take over labels"
-    decisions = self.decider.predict(probs)
-    if near is None: return decisions
-    self.neighbours = dict(self.neighbours or {}, test=len(decisions), test_taken=int(near.taken(decisions).sum()))
-    return near.pass_on(decisions)
+    "Decide about new images, count those that take over labels, and predict the score"
+    combined, rule = self.decider.combine(probs), self.decider.rule
+    self.new_rule = adapt_rule(rule, combined) if self.adapt else rule
+    decisions = self.new_rule.predict(combined)
+    if near is not None:
+        self.neighbours = dict(self.neighbours or {}, test=len(decisions), test_taken=int(near.taken(decisions).sum()))
+        decisions = near.pass_on(decisions)
+    self.worth = predict_score(self.probs, self.targs, self.decided, combined, decisions)
+    return decisions
 
 # %% ../../nbs/570_decide.outcome.ipynb #d1dd4f8b
 @patch
@@ -206,12 +222,12 @@ def table(self:Outcome,
 @patch
 def scores(self:Outcome) -> dict:
     "Scores of the run, out of sample unless the name says otherwise"
-    neighbours = dict(neighbours=self.neighbours) if self.neighbours else {}
+    known = dict(neighbours=self.neighbours, adapt=self.adapt, test_score=self.worth)
     return dict(macro_f1=macro_f1(self.decided, self.targs),
                 macro_f1_in_sample=macro_f1(self.in_sample, self.targs),
                 macro_f1_floor=constant_floor(self.targs),
                 mean_ap=mean_average_precision(self.probs, self.targs),
-                rule=repr(self.decider.rule), **neighbours,
+                rule=repr(self.decider.rule), **{k: v for k, v in known.items() if v},
                 classes=self.table().round(4).to_dict('records'))
 
 # %% ../../nbs/570_decide.outcome.ipynb #acebfa26
@@ -230,6 +246,12 @@ def scores_line(
     return (f"macro F1 {scores['macro_f1']:.3f} out of sample{held_out_note(scores)}{below}; "
             f"{scores['macro_f1_floor']:.3f} is the floor, the best constant answer; "
             f"mean average precision {scores['mean_ap']:.3f}")
+
+def score_lines(
+    scores:dict # The content of scores.json
+) -> str: # One or two lines
+    "What a run prints about its scores at its end"
+    return '\n'.join(o for o in (scores_line(scores), worth_line(scores.get('test_score'))) if o)
 
 # %% ../../nbs/570_decide.outcome.ipynb #93f9cf37
 def submit(

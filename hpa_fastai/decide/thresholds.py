@@ -55,13 +55,13 @@ def choose_rule(
     probs, # Probabilities (images, labels), out-of-fold or of a held-out set
     targs, # Truth (images, labels), 0/1 or bool
     rules=None, # Candidates by name, the preferred one first; by default `candidate_rules()`
-    folds=3, # Number of folds, each left out in turn
+    folds=3, # Number of folds, each left out in turn, or the fold of each image
     seed=42, # Seed of the folds and the bootstrap samples
     estimate=False # Also repeat the choice in folds, for a `.report` of what to expect of it?
 ) -> Rule: # Fitted on all images; has `.name`, `.scores_by_rule` and, with `estimate`, `.report`
     "Choose the rule that decides best about images it has not seen"
     (probs, targs), rules = as_matrices(probs, targs), rules or candidate_rules()
-    decisions = [cross_decide(rule.fit, probs, targs, folds, seed) for rule in rules.values()]
+    decisions = [cross_decide(lambda p, t, *_: rule.fit(p, t), probs, targs, folds, seed) for rule in rules.values()]
     scores = bootstrap(decisions, targs, seed=seed)
     best = scores.f1.argmax()
     clearly_better = scores.f1[best] - scores.f1[0] > 3*scores.sd(best, 0)
@@ -69,20 +69,14 @@ def choose_rule(
     rule = rules[name].fit(probs, targs)
     rule.name, rule.scores_by_rule = name, dict(zip(rules, scores.f1.tolist()))
     if estimate:
-        def choose_again(p, t): return choose_rule(p, t, deepcopy(rules), folds, seed)
+        def choose_again(p, t): return choose_rule(p, t, deepcopy(rules), 3 if np.ndim(folds) else folds, seed)
         rule.report = held_out_score(choose_again, probs, targs, seed=seed)
     return rule
 
 # %% ../../nbs/550_decide.thresholds.ipynb #85ae95c4
 def _auto_rule(probs, targs, folds, seed):
-    "Fit the candidate that does best on networks that it was not fitted on"
-    rules, one_network = candidate_rules(), len(np.unique(folds)) < 2
-    if one_network: del rules['stacked'], rules['calibrated']
-    def score(rule):
-        if one_network: decisions = cross_decide(rule.fit, probs, targs, 3, seed)
-        else: decisions = cross_decide(lambda p, t, f: rule.fit(p, t), probs, targs, folds)
-        return macro_f1(decisions, targs)
-    return max(rules.values(), key=score).fit(probs, targs)
+    "Fit the preferred rule, or one that does clearly better on networks that it was not fitted on"
+    return choose_rule(probs, targs, folds=folds if len(np.unique(folds)) > 1 else 3, seed=seed)
 
 # %% ../../nbs/550_decide.thresholds.ipynb #b74e6495
 def fit_rule(
@@ -93,7 +87,7 @@ def fit_rule(
     args=None, # The rule's arguments, e.g. `{'threshold': .3}` of `FixedRule`
     seed:int=42 # Seed of the folds, if there is only one network
 ) -> Rule: # Fitted
-    "Fit the rule that a recipe names; `'auto'` is the one that does best on a network it was not fitted on"
+    "Fit the rule that a recipe names; `'auto'` lets `choose_rule` choose, with the networks as folds"
     if name == 'auto': return _auto_rule(probs, targs, folds, seed)
     if name not in RULES: raise DataError(f"no threshold rule {name!r}; there are auto, {', '.join(RULES)}")
     try: rule = RULES[name](**(args or {}))

@@ -19,7 +19,7 @@ from ..labels import DataError, encode_targets, read_csv_checked, read_labels, r
 from ..files import whole_file
 from .samples import find_samples
 from .pack import build_pack
-from .splits import fold_numbers, group_codes, hpa_groups, stratified_folds, yes_rows
+from .splits import fold_numbers, group_codes, hpa_groups, join_groups, stratified_folds, yes_rows
 from .duplicates import duplicate_groups, hash_images
 
 # %% ../../nbs/170_images.kaggle.ipynb #0f08d730
@@ -91,8 +91,9 @@ def _stratified(df, pack):
     "No groups: folds in which every label is evenly spread"
 
 def _no_duplicates(df, pack):
-    "Near-duplicates are a group"
-    return duplicate_groups(hash_images(pack, pack.index(df.Id)))
+    "Near-duplicates are a group, together with what the column `group` says"
+    groups = duplicate_groups(hash_images(pack, pack.index(df.Id)))
+    return join_groups(groups, df['group']) if 'group' in df else groups
 
 def _by_group(df, pack):
     "Images with the same value in the column `group`, or of the same antibody, are a group"

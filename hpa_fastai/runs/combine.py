@@ -23,6 +23,7 @@ from ..decide.submission import read_probs, write_probs, write_submission
 from ..decide.rules import cross_decide
 from ..decide.ensembles import cross_predict
 from ..decide.outcome import fit_ensemble_rule, held_out_note, Outcome
+from ..decide.worth import worth_line
 from .folder import add_near, RunFolder, write_decisions, write_ensemble_runs
 
 # %% ../../nbs/770_runs.combine.ipynb #2112b5fa
@@ -135,4 +136,5 @@ def ensemble_runs(
     best = max(o['macro_f1'] for o in scores['runs'])
     print(f'{how} of {len(opened)} runs: macro F1 {f1:.3f} out of sample{held_out_note(scores)}; '
           f'the best run alone {best:.3f}')
+    if outcome.worth: print(worth_line(outcome.worth))
     return scores

@@ -19,7 +19,7 @@ from ..files import one_at_a_time, read_json, whole_file, write_json
 from ..images.kaggle import KaggleFolder, keep_folds, pack_folder, validation_rule
 from ..models.trained import record_networks
 from ..train.processes import join_processes, Processes
-from ..decide.outcome import check_decisions, decide_run, Outcome, scores_line, submit
+from ..decide.outcome import check_decisions, decide_run, Outcome, score_lines, submit
 from ..explain.plots import plot_f1, plot_logs, read_log
 from .recipes import keep_recipe, Recipe
 from .folder import write_decisions
@@ -33,12 +33,13 @@ def decide_folds(
     "Choose a run's rule, decide about its training and test images, and write the decisions down"
     recipe, data, out = job.recipe, job.data, job.out
     outcome = decide_run(job.oof_probs(), job.oof_targs, job.oof_folds, recipe.ensemble, recipe.thresholds,
-                         recipe.threshold_args, recipe.seed)
+                         recipe.threshold_args, recipe.seed, recipe.adapt)
     outcome.decider.save(out)
     job.save_probs(outcome)
     outcome.pass_on(job.near('oof', job.oof_ids))
     if data.test_ids:
         decided = outcome.decide_new(job.test_probs(), job.near('test', data.test_ids))
+        if recipe.adapt: outcome.new_rule.save(out/'test_thresholds.json')
         submit(out/'submission.csv', data.test_ids, decided, data.path/'sample_submission.csv')
     write_decisions(out/'oof.csv', job.oof_ids, job.oof_folds, job.oof_targs, outcome.decided)
     return outcome
@@ -103,7 +104,7 @@ def finish_run(
         scores = job.scores(outcome)
         save_plots(job, outcome, scores)
     write_json(job.out/'scores.json', {**scores, 'seconds': job.timer.seconds})
-    print(scores_line(scores))
+    print(score_lines(scores))
 
 # %% ../../nbs/760_runs.crossval.ipynb #5a624122
 def cross_validate(

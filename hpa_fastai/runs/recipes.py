@@ -111,9 +111,11 @@ class Recipe:
     tta:one_of(1, 4, 8)=8 # Symmetric views of an image to predict: 1, 4 or 8
     tta_crops:one_of(0, 1, 4, 5)=0 # Crops to predict: 1 (centre), 4 (corners) or 5 (both); 0 takes whole images
     tta_reduce:one_of('mean', 'max', 'logits')='mean' # How the views are combined; `'logits'`: mean of the logits
+    average_duplicates:bool=False # Do near-duplicate test images answer together, by their mean probabilities?
     ensemble:str='mean' # How the folds' networks are combined: `'mean'`, `'rank'` or `'vote'`
     thresholds:str='auto' # Rule from probabilities to label sets: `'auto'`, or the name of a kind of `Rule`
     threshold_args:dict=field(default_factory=dict) # Arguments of the rule
+    adapt:bool=False # Set the thresholds anew for the test set, from its unlabelled probabilities?
     neighbours:Neighbours=None # Second network that passes labels on; by default none
 
     def __post_init__(self):

@@ -23,6 +23,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..files import read_checked, Schema, whole_file, write_json
+from ..images.duplicates import average_groups, duplicate_groups, hash_images
 from ..models.trained import save_config
 from ..train.processes import Processes
 from ..decide.submission import read_probs, write_probs
@@ -86,6 +87,11 @@ class RunJob:
     def trained_on(self):
         "What the run learns from, a `TrainedOn`"
         return describe_data(self.data, self.train_pack)
+
+    @cached_property
+    def test_groups(self):
+        "Group number of each test image, (images,): near-duplicates have the same"
+        return duplicate_groups(hash_images(self.test_pack, self.test_pack.index(self.data.test_ids), progress=False))
 
     def held_out(self,
         k:int # Number of a fold
@@ -233,9 +239,10 @@ def oof_probs(self:RunJob) -> np.ndarray: # (images, labels), in the order of `o
 
 @patch
 def test_probs(self:RunJob) -> np.ndarray: # (images, folds, labels), in the order of `data.test_ids`
-    "Read the probabilities of the test images, from the network of each fold"
+    "Read the probabilities of the test images, from the network of each fold; near-duplicates share the mean if asked"
     files = [self.files(k)['test'] for k in range(self.recipe.folds)]
-    return np.stack([read_probs(o, self.data.test_ids)[1] for o in files], 1)
+    probs = np.stack([read_probs(o, self.data.test_ids)[1] for o in files], 1)
+    return average_groups(probs, self.test_groups) if self.recipe.average_duplicates else probs
 
 # %% ../../nbs/750_runs.stages.ipynb #a3475ac3
 @patch
@@ -256,12 +263,20 @@ def test_unlike(self:RunJob) -> dict: # Numbers of `images` and of those that ar
 
 # %% ../../nbs/750_runs.stages.ipynb #f1f30770
 @patch
+def test_duplicates(self:RunJob) -> dict: # Numbers of `images`, of those `in_groups`, and of `groups`; or empty
+    "Count the test images that answer together; empty if the recipe doesn't ask for that"
+    if not (self.test_pack and self.recipe.average_duplicates): return {}
+    n = np.bincount(self.test_groups)
+    return dict(images=len(self.test_pack), in_groups=int(n[n > 1].sum()), groups=int((n > 1).sum()))
+
+@patch
 def scores(self:RunJob,
     outcome # The run's `Outcome`
 ) -> dict:
     "Scores of the run, choices that its held-out images have had a say in, and images that were only learnt from"
     return {**outcome.scores(), 'chosen_on_held_out': dependent_choices(self.recipe),
-            'train_only': self.data.train_only(), 'test_unlike': self.test_unlike()}
+            'train_only': self.data.train_only(), 'test_unlike': self.test_unlike(),
+            'test_duplicates': self.test_duplicates()}
 
 # %% ../../nbs/750_runs.stages.ipynb #7d638f62
 @patch
