@@ -112,7 +112,7 @@
 - `hpa_fastai.web`: Ask a server for one file, with an end to its size and to its time
 - `hpa_fastai.workers`: Work in several processes or threads, with results in order"""
 
-__version__ = "0.0.1"
+__version__ = "0.1.0"
 
 def __getattr__(name):
     "Every public name, imported on first use (PEP 562), so that `import hpa_fastai` and each command's `--help` stay quick."

@@ -1034,6 +1034,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'hpa_fastai/images/competition.py'),
                                                'hpa_fastai.images.competition._why_unsafe': ( 'images.competition.html#_why_unsafe',
                                                                                               'hpa_fastai/images/competition.py'),
+                                               'hpa_fastai.images.competition.find_competition': ( 'images.competition.html#find_competition',
+                                                                                                   'hpa_fastai/images/competition.py'),
                                                'hpa_fastai.images.competition.kaggle_files': ( 'images.competition.html#kaggle_files',
                                                                                                'hpa_fastai/images/competition.py')},
             'hpa_fastai.images.download': { 'hpa_fastai.images.download.Download': ( 'images.download.html#download',
