@@ -184,6 +184,12 @@ def test_no_function_is_named_like_its_module():
         defined = {n.name for n in body(path) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
         assert name.rpartition('.')[2] not in defined, name
 
+def test_works_without_optional_packages():
+    "Accelerate and the packages of other extras are needed for what they are asked for, not by the star import"
+    code = "import sys\nfor o in ('accelerate', 'lightgbm', 'zarr', 'anndata', 'nd2'): sys.modules[o] = None\n"
+    done = run(sys.executable, '-c', code + 'from hpa_fastai import *\nprint(len(cross_validate.__doc__))')
+    assert not done.returncode, done.stderr
+
 heavy = {'torch', 'fastai', 'timm', 'pandas', 'numpy', 'matplotlib', 'cv2', 'sklearn', 'skimage'}
 
 def test_import_is_light():
