@@ -54,6 +54,11 @@ def test_tutorials_have_badges_and_an_install_cell():
     done = run(sys.executable, 'tools/tutorials.py', '--check')
     assert not done.returncode, done.stderr
 
+def test_tutorials_run_in_jupyter():
+    "A kernel flushes `sys.stdout` whenever something is displayed, so it must be there"
+    for nb in [root/'nbs/000_tour.ipynb', *(root/'nbs/tutorials').glob('*.ipynb')]:
+        assert not any('redirect_stdout(None)' in s for _, s in cells(nb)), nb.name
+
 def is_install(source):
     "Is it the cell that installs the library on Kaggle and Colab? The only one that isn't run here"
     return source.startswith('#| eval: false\n') and "find_spec('hpa_fastai')" in source
