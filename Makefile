@@ -66,6 +66,8 @@ docs: $(READY) readme
 	$(BIN)/nbdev-proc-nbs
 
 readme: $(READY)
+	$(BIN)/python tools/tutorials.py
+	$(BIN)/python tools/api.py
 	$(BIN)/python tools/readme.py
 
 $(READY): settings.ini setup.py pyproject.toml

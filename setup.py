@@ -9,6 +9,10 @@ parser = ConfigParser(delimiters=['='])
 parser.read(root/'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
 init = (root/'hpa_fastai/__init__.py').read_text(encoding='utf-8')
+github = f"https://github.com/{cfg['repository']}"
+readme = (root/'README.md').read_text(encoding='utf-8')   # elsewhere its links need the repository's address
+readme = re.sub(r'!\[\]\((nbs/[^)]+)\)', rf'![]({github}/raw/main/\1)', readme)
+readme = re.sub(r'\]\((nbs/[^)]+)\)', rf']({github}/blob/main/\1)', readme)
 statuses = {
     '3': 'Development Status :: 3 - Alpha',
     '4': 'Development Status :: 4 - Beta',
@@ -28,8 +32,9 @@ setup(
     keywords=cfg['keywords'].split(),
     author=cfg['author'],
     license=cfg['license'],
+    url=github,
     python_requires=f">={cfg['min_python']}",
-    long_description=(root/'README.md').read_text(encoding='utf-8'),
+    long_description=readme,
     long_description_content_type='text/markdown',
     packages=find_packages(include=['hpa_fastai', 'hpa_fastai.*']),
     package_data={'hpa_fastai': ['assets/*', 'assets/*/*', 'assets/*/*/*']},

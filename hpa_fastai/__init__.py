@@ -137,7 +137,7 @@
 - `hpa_fastai.web`: Ask a server for one file, with an end to its size and to its time
 - `hpa_fastai.workers`: Work in several processes or threads, with results in order"""
 
-__version__ = "0.0.1"
+__version__ = "0.1.0"
 
 from .versions import tell_clashes as _tell_clashes
 _tell_clashes()

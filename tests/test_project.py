@@ -1,5 +1,5 @@
 "What holds for the project as a whole: notebooks and modules agree, names hide nothing, imports go one way."
-import ast, builtins, json, os, re, shutil, subprocess, sys, sysconfig
+import ast, builtins, json, os, re, runpy, shutil, subprocess, sys, sysconfig
 from pathlib import Path
 import pytest
 
@@ -53,6 +53,19 @@ def test_readme_is_written_from_index():
     done = run(sys.executable, 'tools/readme.py', '--check')
     assert not done.returncode, done.stderr
 
+def test_tutorials_have_badges_and_an_install_cell():
+    done = run(sys.executable, 'tools/tutorials.py', '--check')
+    assert not done.returncode, done.stderr
+
+def test_tutorials_run_in_jupyter():
+    "A kernel flushes `sys.stdout` whenever something is displayed, so it must be there"
+    for nb in [root/'nbs/000_tour.ipynb', *(root/'nbs/tutorials').glob('*.ipynb')]:
+        assert not any('redirect_stdout(None)' in s for _, s in cells(nb)), nb.name
+
+def is_install(source):
+    "Is it the cell that installs the library on Kaggle and Colab? The only one that isn't run here"
+    return source.startswith('#| eval: false\n') and "find_spec('hpa_fastai')" in source
+
 @pytest.mark.parametrize('nb', notebooks, ids=lambda o: o.stem)
 def test_notebook(nb):
     "Small enough to read in a browser, every cell is run, and at least one cell asserts for each that exports"
@@ -62,6 +75,7 @@ def test_notebook(nb):
     asserting = [s for s in code if s not in exported and re.search(assertion, s)]
     assert len(asserting) >= len(exported)
     assert nb.stat().st_size < 1_000_000
+    code = [s for s in code if not is_install(s)]
     assert not any(re.search(r'^#\|\s*eval:\s*false|skip_exec', s, re.M) for s in code)
     for s in code:
         if s in exported: continue
@@ -148,10 +162,41 @@ def test_star_import():
     hidden = {o for o in names if hasattr(fastai, o) and getattr(fastai, o) is not namespace[o]}
     assert not hidden, f'names that hide fastai\'s: {hidden}'
 
+def test_api_page_lists_every_public_name():
+    done = run(sys.executable, 'tools/api.py', '--check')
+    assert not done.returncode, done.stderr
+
+@pytest.mark.parametrize('name', modules)
+def test_public_names_are_documented(name):
+    "Each function and class has a docstring, and a place on its chapter's page that nbdev can link to"
+    documented = runpy.run_path(str(root/'hpa_fastai/_modidx.py'))['d']['syms'][f'hpa_fastai.{name}']
+    public = public_names(modules[name])
+    for node in body(modules[name]):
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name not in public: continue
+        assert ast.get_docstring(node), node.name
+        assert any(o.endswith(f'.{node.name}') for o in documented), node.name
+
+def test_version_is_the_same_everywhere():
+    "In the package, the citation, and the newest section of the list of changes"
+    version = re.search(r"__version__ = \"(.+?)\"", (root/'hpa_fastai/__init__.py').read_text(encoding='utf-8'))[1]
+    assert f'\nversion: {version}\n' in (root/'CITATION.cff').read_text(encoding='utf-8')
+    sections = re.findall(r'^## \[?([\d.]+)', (root/'CHANGELOG.md').read_text(encoding='utf-8'), re.M)
+    assert sections[0] == version
+
+def test_every_benchmark_is_on_the_page():
+    page = '\n'.join(s for _, s in cells(root/'nbs/benchmarks.ipynb'))
+    assert not [o.name for o in (root/'benchmarks').glob('*.py') if f'benchmarks/{o.name}' not in page]
+
 def test_no_function_is_named_like_its_module():
     for name, path in modules.items():
         defined = {n.name for n in body(path) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
         assert name.rpartition('.')[2] not in defined, name
+
+def test_works_without_optional_packages():
+    "Accelerate and the packages of other extras are needed for what they are asked for, not by the star import"
+    code = "import sys\nfor o in ('accelerate', 'lightgbm', 'zarr', 'anndata', 'nd2'): sys.modules[o] = None\n"
+    done = run(sys.executable, '-c', code + 'from hpa_fastai import *\nprint(len(cross_validate.__doc__))')
+    assert not done.returncode, done.stderr
 
 heavy = {'torch', 'fastai', 'timm', 'pandas', 'numpy', 'matplotlib', 'cv2', 'sklearn', 'skimage'}
 

@@ -24,7 +24,7 @@ def shown(output, files):
 
 def from_root(text):
     "Markdown whose links to other notebooks start at the repository's root"
-    return re.sub(r'\]\((?!https?:)([^)#]+\.ipynb)', r'](nbs/\1', text)
+    return re.sub(r'\]\((?!https?:)([^)#]+\.(?:ipynb|qmd))', r'](nbs/\1', text)
 
 def readme():
     "README.md and its pictures, as a dict of file name → bytes"

@@ -111,7 +111,9 @@ def _open_containers(found, strict):
         else: samples |= {sid: Source(source, image=k) for k, sid in enumerate(ids)}
     return samples
 
-def plain_id(name): return '-'.join(filter(None, ''.join(o if o.isalnum() or o in '_.' else ' ' for o in name).split()))
+def plain_id(name):
+    "The name of an image as a part of an Id: letters, digits, dots and underscores, with `-` for all else"
+    return '-'.join(filter(None, ''.join(o if o.isalnum() or o in '_.' else ' ' for o in name).split()))
 
 # %% ../../nbs/100_images.samples.ipynb #09955395
 def find_samples(

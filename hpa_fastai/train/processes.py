@@ -20,7 +20,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from fastai.distributed import DistributedDL   # also gives `Learner` its `distrib_ctx`
 from fastai.vision.all import num_distrib, patch, rank_distrib, torch
 from timm.layers import convert_sync_batchnorm
 
@@ -154,12 +153,15 @@ def together(self:Processes,
     return learn.distrib_ctx(sync_bn=False, cpu=on_cpu)
 
 # %% ../../nbs/470_train.processes.ipynb #8663ee4a
-@patch
-def _broadcast(self:DistributedDL, t, rank):
-    "The numbers `t` of process `rank`, in all processes"
-    values = [t]
-    torch.distributed.broadcast_object_list(values, rank)
-    return values[0]
+if find_spec('accelerate'):   # without it, fastai's module can't be imported
+    from fastai.distributed import DistributedDL   # also gives `Learner` its `distrib_ctx`
+
+    @patch
+    def _broadcast(self:DistributedDL, t, rank):
+        "The numbers `t` of process `rank`, in all processes"
+        values = [t]
+        torch.distributed.broadcast_object_list(values, rank)
+        return values[0]
 
 # %% ../../nbs/470_train.processes.ipynb #0530e9f6
 @patch
