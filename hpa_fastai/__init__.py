@@ -9,9 +9,9 @@
 - `hpa_fastai.arguments`: What is typed on a command line, checked before anything heavy is loaded
 - `hpa_fastai.choices`: What somebody chose in a file, checked before any work begins
 - `hpa_fastai.cli`: All commands: from a folder of images to a submission
-- `hpa_fastai.cli_kaggle`: Gather what Kaggle's image lacks in a folder, for a notebook that may not use the internet
-- `hpa_fastai.cli_export`: hpa-export: from a run to a folder that other people and other programs can use
 - `hpa_fastai.cli_app`: hpa-app: a page in the browser on which anybody can label images
+- `hpa_fastai.cli_export`: hpa-export: from a run to a folder that other people and other programs can use
+- `hpa_fastai.cli_kaggle`: Gather what Kaggle's image lacks in a folder, for a notebook that may not use the internet
 - `hpa_fastai.cli_predict`: hpa-predict: from a folder of images to a table of labels, with or without training
 - `hpa_fastai.cli_weights`: From somebody's file of weights to a run that every command can open
 - `hpa_fastai.data.augment`: More ways to look at the same cells: turned by any angle, out of focus, noisy, with holes
@@ -34,8 +34,8 @@
 - `hpa_fastai.decide.thresholds`: The best rule for a network's probabilities, and what it will score on new images
 - `hpa_fastai.decide.trust`: A word for each label: trust, look twice, don't
 - `hpa_fastai.decide.tta`: Predict on eight views of each image, and average the predictions
-- `hpa_fastai.errors`: What is wrong, where, and what to do about it, in one line
 - `hpa_fastai.decide.worth`: What to expect on the test set of a system with a given score out of sample
+- `hpa_fastai.errors`: What is wrong, where, and what to do about it, in one line
 - `hpa_fastai.explain.atypical`: Images whose features a network has not met before
 - `hpa_fastai.explain.embeddings`: Images as the network sees them: maps of similar images, and nearest neighbours
 - `hpa_fastai.explain.gradcam`: Where in the image does the network see a label? A heat map for each label
@@ -84,9 +84,9 @@
 - `hpa_fastai.models.vits`: What is known about somebody's weights, and how a vision transformer's are read
 - `hpa_fastai.models.weights`: Save and load a network's weights without running code from a file
 - `hpa_fastai.runs.adapted`: Let a network take brightness and contrast of its features from the images that it is asked about
+- `hpa_fastai.runs.browse`: Probabilities and decisions of all images, pictures of some hundred, and labels to check
 - `hpa_fastai.runs.bundle`: A network, what is known of it, and its ONNX in one folder that leaves the machine
 - `hpa_fastai.runs.card`: What a network saw, how good it is at each label, where not to believe it, and under which licence it comes
-- `hpa_fastai.runs.browse`: Probabilities and decisions of all images, pictures of some hundred, and labels to check
 - `hpa_fastai.runs.cells`: A row for each cell of a field or a folder: where it is, what a network says of it, and its embedding
 - `hpa_fastai.runs.combine`: Combine finished runs into one, and estimate its score out of sample
 - `hpa_fastai.runs.compare`: Which run is better, and is the difference more than luck?

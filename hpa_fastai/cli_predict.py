@@ -10,14 +10,11 @@ chapter shows what to look at before labelling, and how to read the table."""
 __all__ = ['hpa_predict']
 
 # %% ../nbs/910_cli_predict.ipynb #dc7fef82
-from .arguments import store_true, UsageError
 import os
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from io import StringIO
 
-from fastcore.script import store_true
-
-from .arguments import UsageError
+from .arguments import store_true, UsageError
 from .sharing import launched_rank
 from .cli import command
 

@@ -79,13 +79,9 @@ def _noting(model, kept):
 @patch
 def _ask(self:Networks, prepared, n):
     "Probabilities (images, networks, labels) of prepared images: the mean over views, and over tiles"
-    views = self.views | ({'n': n} if n else {})
-    def ask(x): return torch.stack([DihedralTTA(m, **views)(x) for m in self.models], 1)
-    with torch.inference_mode(), self.autocast():
-        return _of_images(np.concatenate([ask(x).cpu().numpy() for x in self._batches(prepared)]), prepared)
     views, rows, noted = self.views | ({'n': n} if n else {}), [], []
     note = self._notes_features() and views.get('crop') is None
-    with torch.inference_mode(), best_autocast(self.device):
+    with torch.inference_mode(), self.autocast():
         for x in self._batches(prepared):
             models = [_noting(self.models[0], kept := []), *self.models[1:]] if note else self.models
             rows.append(torch.stack([DihedralTTA(m, **views)(x) for m in models], 1).cpu().numpy())
@@ -104,8 +100,6 @@ def embed(self:Networks,
     prepared # List of prepared images, from `prepare`
 ) -> np.ndarray: # (images, features), each of length 1
     "Features of images, as the first network sees them"
-    with self.autocast():
-        rows = np.concatenate([features(self.models[0], x).cpu().numpy() for x in self._batches(prepared)])
     refs, rows = getattr(self, '_noted', None) or ([], None)
     noted = len(refs) == len(prepared) and all(r() is o for r, o in zip(refs, prepared))
     if not noted: rows = self._features_of(prepared)
@@ -115,7 +109,7 @@ def embed(self:Networks,
 @patch
 def _features_of(self:Networks, prepared):
     "Features of all tiles of prepared images"
-    with best_autocast(self.device):
+    with self.autocast():
         return np.concatenate([features(self.models[0], x).cpu().numpy() for x in self._batches(prepared)])
 
 # %% ../../nbs/742_runs.networks.ipynb #7377dc2c
