@@ -3,9 +3,9 @@
 
     python tools/simulated_network.py --work data/simulated_network
 
-First it draws fields in layers (`simulate.layers`), then it trains networks on images composed from them, no two
-alike, and last it writes them as the folder of a run, a fold each. Each step goes on where it stopped: fields are kept
-in files of 128, training in checkpoints, and the same seed gives the same batches whatever the number of processes.
+First it draws fields in layers (`simulate.layers`), then it trains a network on images composed from them, no two
+alike, and last it writes it as a fold of a run. Each step goes on where it stopped: fields are kept in files of 128,
+training in a checkpoint, and the same seed gives the same batches whatever the number of processes.
 """
 import argparse, json, time
 from functools import partial
@@ -19,7 +19,7 @@ from safetensors.torch import save as as_bytes
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hpa_fastai.labels import LABELS
-from hpa_fastai.files import whole_file, write_json
+from hpa_fastai.files import read_json, whole_file, write_json
 from hpa_fastai.models.factory import rgby_model
 from hpa_fastai.models.trained import record_networks, save_config
 from hpa_fastai.decide.outcome import EnsembleRule
@@ -129,28 +129,27 @@ def train(files, work, steps, bs, lr, seed, workers, device):
             with whole_file(checkpoint) as tmp: torch.save(state | dict(done=step, hours=spent), tmp)
     return averaged.module.eval(), hours + (time.time() - start)/3600
 
-def save(models, out, notes):
-    "Write the networks as the folder of a run, in half precision, with labels that compete"
-    for k, model in enumerate(models):
-        (out/f'fold{k}').mkdir(parents=True, exist_ok=True)
-        state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-        tensors = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-        with whole_file(out/f'fold{k}/model.safetensors') as tmp: tmp.write_bytes(as_bytes(tensors, {'format': 'pt'}))
-    save_config(out, models[0].config | dict(head='competing'), 480, [0]*4, [1]*4, um_per_px=UM, views=dict(n=4),
+def save(model, out, fold, notes):
+    "Write the network as a fold of a run, in half precision, with labels that compete; other folds stay"
+    (out/f'fold{fold}').mkdir(parents=True, exist_ok=True)
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    tensors = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    with whole_file(out/f'fold{fold}/model.safetensors') as tmp: tmp.write_bytes(as_bytes(tensors, {'format': 'pt'}))
+    save_config(out, model.config | dict(head='competing'), 480, [0]*4, [1]*4, um_per_px=UM, views=dict(n=4),
                 source='simulated cells (tools/simulated_network.py)', licence='Apache-2.0')
     record_networks(out)
-    EnsembleRule(rule=FixedRule()).save(out) # until benchmarks/shipped.py chooses thresholds
-    write_json(out/'made.json', notes)
-
-def words(numbers): return ' '.join(map(str, numbers))
+    if not (out/'thresholds.json').exists(): EnsembleRule(rule=FixedRule()).save(out) # shipped.py chooses better ones
+    made = read_json(out/'made.json') if (out/'made.json').exists() else {}
+    write_json(out/'made.json', made | {f'fold{fold}': notes})
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--work', type=Path, default=Path('data/simulated_network'), help='for what is drawn (6.6 GB)')
     p.add_argument('--out', type=Path, default=HERE/'hpa_fastai/assets/simulated', help='folder of the networks')
     p.add_argument('--files', type=int, default=64, help=f'files of {PER_FILE} fields')
-    p.add_argument('--steps', type=int, nargs='+', default=[6000, 2800, 2800], help='of each network')
-    p.add_argument('--seeds', type=int, nargs='+', default=[2, 1, 3], help='of each network')
+    p.add_argument('--fold', type=int, default=0, help='number of the network in the folder')
+    p.add_argument('--steps', type=int, default=6000)
+    p.add_argument('--seed', type=int, default=2)
     p.add_argument('--bs', type=int, default=32)
     p.add_argument('--lr', type=float, default=3e-3)
     p.add_argument('--workers', type=int, default=1, help='processes that compose images')
@@ -161,12 +160,11 @@ def main():
     files = list(ordered_map(partial(draw_file, a.work), range(a.files), a.workers + 1))
     print(f'{a.files*PER_FILE} fields in {a.work}', flush=True)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    trained = [train(files, a.work, n, a.bs, a.lr, seed, a.workers, device) for n, seed in zip(a.steps, a.seeds)]
-    models, hours = zip(*trained)
-    options = f'--files {a.files} --steps {words(a.steps)} --seeds {words(a.seeds)} --bs {a.bs} --lr {a.lr}'
+    model, hours = train(files, a.work, a.steps, a.bs, a.lr, a.seed, a.workers, device)
+    options = ' '.join(f'--{o} {getattr(a, o)}' for o in ('fold', 'files', 'steps', 'bs', 'lr', 'seed'))
     made = dict(command=f'python tools/simulated_network.py {options}', fields=a.files*PER_FILE,
-                images=sum(a.steps)*a.bs, hours=round(sum(hours), 2), seeds=a.seeds, device=device)
-    save(models, a.out, made)
+                images=a.steps*a.bs, hours=round(hours, 2), device=device)
+    save(model, a.out, a.fold, made)
     print(f'{a.out}: {json.dumps(made)}')
 
 if __name__ == '__main__': main()
