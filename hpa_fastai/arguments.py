@@ -210,7 +210,7 @@ EXAMPLES = dict(
                 'hpa-predict --images new --out labels.csv --dry-run\n'
                 'hpa-predict --images new --out labels.csv --run runs/mine --um-per-px 0.16',
     hpa_check='hpa-check runs/mine/submission.csv --data hpa',
-    hpa_export='hpa-export runs/mine --out bundle\nhpa-export simulated --out bundle --bioimageio',
+    hpa_export='hpa-export runs/mine --out bundle\nhpa-export simulated --out bundle',
     hpa_weights='hpa-weights all_channels_MAE-CellS-ProtS-Pool.pth seed_0.pth --out subcell\n'
                 'hpa-weights --url https://example.org/weights.pth --sha256 0123… --out theirs')
 
