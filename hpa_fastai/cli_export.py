@@ -34,14 +34,10 @@ def _summary(out, about):
 def hpa_export(
     network:words_type("Folder of a run or of an ensemble; simulated: the network that ships with the package", '?')=None,
     out:str=None, # Required. Folder of the bundle to write
-    bioimageio:store_true=False, # Describe it for bioimage.io, with test tensors (needs hpa_fastai[bioimageio])
     no_onnx:store_true=False # Leave ONNX out, so that only PyTorch opens the bundle
 ):
     "Write a network as a bundle: safetensors, ONNX, thresholds, a model card, checksums"
     if network is None: raise UsageError('no network; give the folder of a run, or simulated')
     if network not in NETWORKS: check_input('', network)
-    if bioimageio and no_onnx: raise UsageError('--bioimageio describes the ONNX; leave --no-onnx out')
     from hpa_fastai.runs.bundle import write_bundle
-    describe = None
-    if bioimageio: from hpa_fastai.runs.bioimage import write_description as describe
-    print(_summary(out, write_bundle(network, out, not no_onnx, describe)))
+    print(_summary(out, write_bundle(network, out, not no_onnx)))
