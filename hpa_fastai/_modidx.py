@@ -2663,6 +2663,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'hpa_fastai.sharing.Claims.release': ('sharing.html#claims.release', 'hpa_fastai/sharing.py'),
                                     'hpa_fastai.sharing.Claims.todo': ('sharing.html#claims.todo', 'hpa_fastai/sharing.py'),
                                     'hpa_fastai.sharing._drop': ('sharing.html#_drop', 'hpa_fastai/sharing.py'),
+                                    'hpa_fastai.sharing._is_gone': ('sharing.html#_is_gone', 'hpa_fastai/sharing.py'),
                                     'hpa_fastai.sharing.at_work': ('sharing.html#at_work', 'hpa_fastai/sharing.py'),
                                     'hpa_fastai.sharing.launched_here': ('sharing.html#launched_here', 'hpa_fastai/sharing.py'),
                                     'hpa_fastai.sharing.launched_rank': ('sharing.html#launched_rank', 'hpa_fastai/sharing.py'),

@@ -19,6 +19,8 @@ from uuid import uuid4
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
+from .files import _host, _runs
+
 # %% ../nbs/055_sharing.ipynb #7150d4ba
 class Claims:
     "The parts of a job that this process has taken; no other process takes them while it holds them"
@@ -71,7 +73,7 @@ def at_work(
     folder # Folder of the job
 ):
     "Show other processes that this one works in a folder"
-    lock = FileLock(Path(folder)/f'.{uuid4().hex[:12]}.here', thread_local=False)
+    lock = FileLock(Path(folder)/f'.{_host}.{os.getpid()}.{uuid4().hex[:8]}.here', thread_local=False)
     lock.acquire()
     try: yield
     finally: _drop(lock)
@@ -83,11 +85,16 @@ def others_at_work(
     others = []
     for o in sorted(Path(folder).glob('.*.here')):
         lock = FileLock(o)
-        try: lock.acquire(timeout=0)
+        try: lock.acquire(timeout=-1 if _is_gone(o) else 0)
         except Timeout: others.append(o)
         except FileNotFoundError: pass
         else: _drop(lock)
     return others
+
+def _is_gone(path):
+    "Was a file left by a process of this machine that is gone? Its workers may hold the lock until they notice"
+    _, host, pid, *_ = path.name.split('.')
+    return host == _host and pid.isdecimal() and not _runs(int(pid))
 
 def wait_for(
     others # From `others_at_work`

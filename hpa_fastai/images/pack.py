@@ -28,7 +28,9 @@ from ..sharing import at_work, Claims, launched_here
 from ..tiles import as_tiles, compress_sample, measure, npy_header, ROW
 from ..workers import ordered_map
 from .samples import find_samples, open_rgby, resize_rgby
-from .packed import open_pack, Pack, PACK_VERSION, _json_crc, _load_array, _part, _rebuild
+from hpa_fastai.images.packed import (
+    MissingPack, open_pack, Pack, PACK_VERSION, _json_crc, _load_array, _part, _rebuild
+)
 from .unfinished import _chunk, _join, _missing, _read_failed, _read_sources, _save_times, _store
 
 # %% ../../nbs/120_images.pack.ipynb #07fb25a5
