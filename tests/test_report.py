@@ -1,6 +1,6 @@
 "The page of a run, read as a file: all numbers are in it, nothing that is foreign is run, and its size is bounded."
 import base64, hashlib, json, re
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, torch
 
 from hpa_fastai.data.likeness import TrainedOn
 from hpa_fastai.decide.rules import RatioRule
@@ -42,6 +42,7 @@ def make_run(path, n=60, simulated=True, networks=True):
     noted = TrainedOn(simulated=simulated, images=n, sizes={'64 × 64': n})
     save_config(path, args, 64, np.full(4, .1), np.full(4, .2), trained_on=noted)
     if not networks: return path
+    torch.manual_seed(0)
     for k in range(2): save_weights(rgby_model(**args, weights=None), path/f'fold{k}/model.safetensors')
     record_networks(path)
     return path

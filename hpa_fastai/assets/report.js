@@ -90,7 +90,9 @@ function drawHeat(context, w, base64) {
 }
 
 async function draw(canvas, row, shown = [true, true, true, true], heat = null) {
+  canvas.row = row
   const { w, planes } = await stains(row)
+  if (canvas.row !== row) return   // another image has been opened in the meantime
   const only = shown.filter(Boolean).length === 1   // a single stain is shown in white
   const pixels = new ImageData(w, w)
   for (let i = 0; i < w * w; i++) {

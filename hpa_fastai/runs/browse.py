@@ -61,7 +61,8 @@ def _heated(run, pack, rows, labels, device):
     n = most_heated(len(rows), pack.size, torch.device(device or default_device()))
     pairs = [(run.ids[i], c) for i in rows[:n] for c in labels[i]]
     row = {run.ids[i]: i for i in rows}
-    return {(row[i], c): base64.b64encode(o).decode() for (i, c), o in heat_maps(with_networks, pack, pairs, device).items()}
+    maps = heat_maps(with_networks, pack, pairs, device)
+    return {(row[i], c): base64.b64encode(o).decode() for (i, c), o in maps.items()}
 
 def make_pictures(
     run, # A `RunFolder`
@@ -104,7 +105,8 @@ def page_data(
     images = pack_images(run.ids, run.rule.scores(run.probs), run.decided, folds=run.folds.tolist(),
                          true=decode_targets(run.targs))
     return dict(labels=interp.labels, thresholds=np.clip(run.rule.thresholds, 1e-6, 1 - 1e-6).round(6).tolist(),
-                images=images, test=_test_images(run), pictures=pictures, confusion=interp.confusion().to_numpy().tolist(),
+                images=images, test=_test_images(run), pictures=pictures,
+                confusion=interp.confusion().to_numpy().tolist(),
                 doubts=[_doubt(o) for o in doubts.head(MOST_DOUBTS).itertuples()])
 
 # %% ../../nbs/797_runs.browse.ipynb #7e2a1e0a
@@ -114,18 +116,19 @@ def _picture_words(run, pictures, found):
     "How many pictures there are, and why not more"
     if not found: return 'The packed images were not found when this page was made; give their folder to see pictures.'
     heated = sum(bool(o[2]) for o in pictures)
-    heat = f' Heat maps: for {heated:,} of them, each by the network that had not learnt from the image.' if heated else (
-        ' There are no heat maps: the networks were not found, or give no feature maps.')
-    return (f'Pictures: {len(pictures):,} of {len(run.ids):,} images; numbers: all. A picture takes about 20 KB, and with '
-            'all of them this file could not be mailed. Shown are labels to check, and from every label in turn the surest '
-            f'that are right, wrong and missed.{heat}')
+    heat = f'Heat maps: for {heated:,} of them, each by the network that had not learnt from the image.'
+    if not heated: heat = 'There are no heat maps: the networks were not found, or give no feature maps.'
+    return (f'Pictures: {len(pictures):,} of {len(run.ids):,} images; numbers: all. A picture takes about 20 KB, and '
+            'with all of them this file could not be mailed. Shown are labels to check, and from every label in turn '
+            f'the surest that are right, wrong and missed. {heat}')
 
 def _browsing(run, doubts, pictures, found):
     "Sections to browse images, to check labels, and to see what was predicted for the test images"
-    heat = ' and, where there are heat maps, where the network sees each of its labels' if any(o[2] for o in pictures) else ''
+    heat = ' and, where there are heat maps, where the network sees each of its labels'*any(o[2] for o in pictures)
     more = sum(run.scores.get('train_only', {}).values())
     yield _fill('images', calibrated=_calibrated(run), heat_words=heat, pictures=_picture_words(run, pictures, found),
                 checked='checked' if pictures else '')
-    yield _fill('check', counted=f'Listed: {min(len(doubts), MOST_DOUBTS):,} of {len(doubts):,} labels in doubt; the list has {run.targs.sum():,}.', images=f'{len(run.ids):,}',
+    listed = f'Listed: {min(len(doubts), MOST_DOUBTS):,} of {len(doubts):,} labels in doubt'
+    yield _fill('check', counted=f'{listed}; the list has {run.targs.sum():,}.', images=f'{len(run.ids):,}',
                 further=f', without the {more:,} that were only learnt from' if more else '')
     if run.test is not None and run.submitted is not None: yield _fill('test', images=f'{len(run.submitted):,}')

@@ -101,7 +101,7 @@ def doubtful_labels(
     near=None, # Nearest known images by a second network, a `Near`
     thresholds=.5, # Threshold of each label
     k:int=10 # Number of images, judged alike, to ask
-) -> pd.DataFrame: # row, label, add, prob, ahead, of, alike, asked, duplicate (a row, or -1), nearest (an Id, or ''), cosine
+) -> pd.DataFrame: # row, label, add, prob, ahead, of, alike, asked, duplicate (a row or -1), nearest (an Id), cosine
     "List the labels that are likely wrong, with the evidence, the likeliest first"
     probs, targs = as_matrices(probs, targs)
     t, thresholds = targs.astype(bool), np.broadcast_to(thresholds, probs.shape[1])

@@ -164,11 +164,12 @@ def matrix_svg(
     for i, k in zip(*np.nonzero(m.to_numpy() >= .005)):
         share, x, y = m.iloc[i, k], margin + k*cell, margin + i*cell
         title = f'{names[i]}, right' if i == k else f'{names[i]}, taken for {names[k]}'
-        text = f'<text x="{x + cell/2}" y="{y + cell/2 + 4}" text-anchor="middle" class="{"on" if share > most/2 else ""}">'
+        on = 'on' if share > most/2 else ''
+        text = f'<text x="{x + cell/2}" y="{y + cell/2 + 4}" text-anchor="middle" class="{on}">'
         out.append(f'<g><title>{title}: {100*share:.0f} %</title><rect x="{x}" y="{y}" width="{cell}" height="{cell}" '
                    f'fill-opacity="{share/most:.2f}"/>{text}{100*share:.0f}</text></g>' if share >= .05 else
                    f'<g><title>{title}: {100*share:.1f} %</title><rect x="{x}" y="{y}" width="{cell}" height="{cell}" '
                    f'fill-opacity="{share/most:.2f}"/></g>')
     lines = ''.join(f'M{margin} {o}H{side}M{o} {margin}V{side}' for o in range(margin, side + 1, cell))
-    return Safe(f'<svg class="matrix" viewBox="0 0 {side + 2} {side + 2}" role="img" aria-label="matrix of true and predicted '
-                f'labels">{"".join(out)}<path class="grid" d="{lines}"/></svg>')
+    return Safe(f'<svg class="matrix" viewBox="0 0 {side + 2} {side + 2}" role="img" '
+                f'aria-label="matrix of true and predicted labels">{"".join(out)}<path class="grid" d="{lines}"/></svg>')

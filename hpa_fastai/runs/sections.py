@@ -108,7 +108,8 @@ def _ensemble(scores):
     df = pd.DataFrame(scores['runs']).sort_values('macro_f1', ascending=False)
     df['gain'] = [f'{o.gain:+.3f} ({o.gain_low:+.3f} to {o.gain_high:+.3f})' for o in df.itertuples()]
     for o in ('macro_f1', 'mean_ap'): df[o] = [f'{v:.3f}' for v in df[o]]
-    table = html_table(df, run='run', macro_f1='macro F1', gain='gain of the ensemble', mean_ap='mean average precision')
+    table = html_table(df, run='run', macro_f1='macro F1', gain='gain of the ensemble',
+                       mean_ap='mean average precision')
     return _fill('ensemble', n=len(df), how=scores['ensemble'], table=table)
 
 # %% ../../nbs/796_runs.sections.ipynb #b9e1088c
