@@ -4,6 +4,7 @@
 #             tests and tutorials with the versions of Kaggle's image, of Colab's, and with the lowest that are allowed
 #             (constraints/NAME.txt); needs Python 3.12, 3.13 and 3.10, or say which to take: PYTHON=python3.12
 # make test-app  the page in a real browser; needs a Chromium, which it installs where apt-get is allowed to
+# make test-app   the pages in a real browser; needs a Chromium, which it installs where apt-get is allowed to
 # make docs   what the documentation is built from (the site itself is built by a GitHub workflow, with Quarto)
 # Each makes the virtual environment and installs what it needs, once. Needs Python 3.10 or later and make, no more.
 
@@ -12,7 +13,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY  := $(VENV)/.installed
 TOO_OLD = Python 3.10 or later is needed, this is %s; say which to take: make PYTHON=python3.11
-CHROMIUM = test -n "$$CHROMIUM" || command -v chromium || command -v chromium-browser || command -v google-chrome
+FIND_CHROMIUM = { test -n "$$CHROMIUM" || command -v chromium || command -v chromium-browser || command -v google-chrome; }
 export MPLBACKEND ?= agg
 export PYTHONWARNINGS ?= ignore::FutureWarning,ignore::DeprecationWarning
 
@@ -58,7 +59,7 @@ TESTERS = pytest pytest-xdist 'hypothesis>=6' psutil nbconvert ipykernel wheel
 test-app: export OMP_NUM_THREADS := 1
 test-app: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,app]" playwright
-	@$(CHROMIUM) >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1 || \
+	@$(FIND_CHROMIUM) >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1 || \
 	    echo "No Chromium, and apt-get can't install one: install it (or run $(BIN)/playwright install chromium), or name it in CHROMIUM"
 	$(BIN)/python -m pytest tests/test_app.py $(wildcard tests/test_report_page.py) -rs
 

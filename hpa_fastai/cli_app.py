@@ -9,8 +9,9 @@ own machine can reach the page, unless you name another address with `--host`.""
 # %% auto #0
 __all__ = ['LOOPBACK', 'hpa_app']
 
-# %% ../nbs/960_cli_app.ipynb #37b49964
+# %% ../nbs/960_cli_app.ipynb #ad042759
 from importlib.util import find_spec
+from pathlib import Path
 
 from .arguments import UsageError, words_type
 from .cli import command
@@ -36,4 +37,4 @@ def hpa_app(
     from hpa_fastai.app.page import serve
     predictor = Predictor.load(network or 'simulated', device=device)
     if host not in LOOPBACK: print(f'{host}: others can reach this page, and there is no password')
-    serve(predictor, network or 'simulated', host, port)
+    serve(predictor, Path(network or 'simulated').name, host, port)

@@ -80,7 +80,7 @@ def label_upload(
         found.errors = {o.Id: plain(f'{Path(o.file).name}: {o.error}', upload) for o in errors.itertuples()}
     return found
 
-# %% ../../nbs/952_app.answers.ipynb #00ee14cf
+# %% ../../nbs/952_app.answers.ipynb #10919222
 @dataclass
 class Answer:
     "All that is said about one image"
@@ -116,7 +116,7 @@ def label_table(
     place = df.label.map(lambda o: given.index(o) if o in given else len(given))
     return df.iloc[np.lexsort([-df.score, place])].reset_index(drop=True)
 
-# %% ../../nbs/952_app.answers.ipynb #4b9e22d6
+# %% ../../nbs/952_app.answers.ipynb #94eec96a
 def notes_about(
     row, # A row of the table that `predict_folder` gives
     labels, # From `label_table`
@@ -132,7 +132,7 @@ def notes_about(
         notes.append(('below the threshold', 'no label reached its threshold, so the one that comes closest is given'))
     return notes
 
-# %% ../../nbs/952_app.answers.ipynb #722640d0
+# %% ../../nbs/952_app.answers.ipynb #fd832467
 def near_table(
     near # A `Near` of one image, or None
 ) -> pd.DataFrame: # Id, cosine, labels, enough: does it pass its labels on?; the nearest first. None if there is none
@@ -144,7 +144,7 @@ def near_table(
     df = df[np.isfinite(df.cosine)].sort_values('cosine', ascending=False)
     return df.drop_duplicates('Id', ignore_index=True)
 
-# %% ../../nbs/952_app.answers.ipynb #eb9ab240
+# %% ../../nbs/952_app.answers.ipynb #fef88c18
 @patch
 def answer_about(self:UploadToLabel,
     name # Id of an image in the table

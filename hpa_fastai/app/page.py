@@ -153,7 +153,7 @@ def _connect(self:_Page):
     def gone(request:gr.Request): self.visitors.forget(request.session_hash)
     self.blocks.unload(gone)
 
-# %% ../../nbs/957_app.page.ipynb #10a3fd8a
+# %% ../../nbs/957_app.page.ipynb #0c0b972b
 QUIET = dict(GRADIO_ANALYTICS_ENABLED='False', GRADIO_RUN_HISTORY='False', HF_HUB_DISABLE_TELEMETRY='1', GRADIO_ALLOWED_PATHS='',
              GRADIO_SHARE='False', GRADIO_ROOT_PATH='')
 

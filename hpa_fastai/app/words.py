@@ -35,7 +35,7 @@ def _score(o):
     "A number with two digits, and no 1.00 below 1"
     return '1' if o == 1 else f'{min(o, .99):.2f}' if o >= .005 else '0'
 
-def _likely(o): return 'here hardly likely' if o < .005 else f'here about {100*o:.0f} % likely'
+def _likely(o): return 'here hardly likely' if o < .005 else f'here about {100*o:.0f}\u00a0% likely'
 
 def _label_row(o, measured):
     "One label: name and word, bar, what it rests on"
