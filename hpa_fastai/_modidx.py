@@ -481,8 +481,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'hpa_fastai/decide/calibration.py'),
                                                'hpa_fastai.decide.calibration.StackedRule.__init__': ( 'decide.calibration.html#stackedrule.__init__',
                                                                                                        'hpa_fastai/decide/calibration.py'),
-                                               'hpa_fastai.decide.calibration.StackedRule._thresholds': ( 'decide.calibration.html#stackedrule._thresholds',
-                                                                                                          'hpa_fastai/decide/calibration.py'),
                                                'hpa_fastai.decide.calibration.TemperatureCalibrator': ( 'decide.calibration.html#temperaturecalibrator',
                                                                                                         'hpa_fastai/decide/calibration.py'),
                                                'hpa_fastai.decide.calibration.TemperatureCalibrator._fit': ( 'decide.calibration.html#temperaturecalibrator._fit',
