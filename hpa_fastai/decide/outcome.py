@@ -65,8 +65,8 @@ def check_decisions(
         raise DataError(f'recipe {recipe.name}: no thresholds {recipe.thresholds!r}; there are {", ".join(rules)}')
     calibrated = recipe.thresholds == 'auto' or issubclass(RULES[recipe.thresholds], CalibratedRule)
     if getattr(recipe, 'adapt', False) and not calibrated:
-        raise DataError(f'recipe {recipe.name}: adapt needs calibrated probabilities, which {recipe.thresholds} has not; '
-                        'take thresholds: auto, StackedRule or CalibratedRule')
+        raise DataError(f'recipe {recipe.name}: adapt needs calibrated probabilities, which {recipe.thresholds} '
+                        'has not; take thresholds: auto, StackedRule or CalibratedRule')
     _check_rule(recipe.thresholds, recipe.threshold_args, f'recipe {recipe.name}, threshold_args')
 
 # %% ../../nbs/570_decide.outcome.ipynb #19ad9434
