@@ -1162,6 +1162,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'hpa_fastai/images/kaggle.py'),
                                           'hpa_fastai.images.kaggle.KaggleFolder.learnt_rows': ( 'images.kaggle.html#kagglefolder.learnt_rows',
                                                                                                  'hpa_fastai/images/kaggle.py'),
+                                          'hpa_fastai.images.kaggle.KaggleFolder.test_groups': ( 'images.kaggle.html#kagglefolder.test_groups',
+                                                                                                 'hpa_fastai/images/kaggle.py'),
                                           'hpa_fastai.images.kaggle.KaggleFolder.train_only': ( 'images.kaggle.html#kagglefolder.train_only',
                                                                                                 'hpa_fastai/images/kaggle.py'),
                                           'hpa_fastai.images.kaggle._by_group': ( 'images.kaggle.html#_by_group',
