@@ -246,8 +246,7 @@ def keep_recipe(
     begun:bool # Does anything in the run depend on the recipe yet?
 ):
     "Write a run's recipe, or once the run has begun, check that it is still the same; raises `DataError`"
-    path = Path(path)
-    if not begun or not path.exists(): return recipe.save(path)
+    if not begun or not (path := Path(path)).exists(): return recipe.save(path)
     try: before = Recipe.load(path)
     except DataError as e:
         raise DataError(f'{e} (another version of hpa_fastai began this run, or somebody changed the file; '
