@@ -184,6 +184,37 @@ def test_neighbours_leave_siblings_out(atlas, tmp_path):
     assert set(near.Id) == set(o.data.train.Id[o.data.scored])
     assert (near.Id.str.split('_').str[0] != near.nearest.str.split('_').str[0]).all()
 
+# ---- merged by hpa-train itself ----
+
+def test_extra_is_merged_for_the_run(merged_folder, tmp_path):
+    "`hpa-train --data A --extra B`: B is only learnt from, and of a test image's near-duplicate both are named"
+    from hpa_fastai.cli import _with_extra
+    folder, kaggle, hpa = merged_folder
+    extra = tmp_path/'hpav18'
+    write_folder(extra, hpa[['Id', 'Target']], np.random.default_rng(5))
+    np.save(extra/f'train/{hpa.Id.iloc[0]}.npy', np.load(folder.parent/'kaggle/test/test1.npy'))
+    data, recipe = _with_extra(folder.parent/'kaggle', extra, tmp_path/'run', toy())
+    assert recipe == toy()   # the competition's images have no known antibody
+    both = KaggleFolder(data)
+    assert set(both.train.Id[~both.scored]) == set(hpa.Id) and set(both.train.Id[both.scored]) == set(kaggle.Id)
+    shown = pd.read_csv(data/'in_test.csv', dtype=str)
+    assert shown[['Id', 'near_duplicate', 'source']].values.tolist() == [['test1', hpa.Id.iloc[0], 'hpav18']]
+    assert shown.Target[0] == hpa.Target.iloc[0]
+    folds = keep_folds(tmp_path/'run/folds.csv', both, None)
+    assert (folds[~both.scored] == -1).all() and (folds[both.scored] >= 0).all()
+
+def test_extra_keeps_antibodies_apart(atlas, tmp_path):
+    "Where scored images have a known antibody, the run's folds are made by antibody"
+    from hpa_fastai.cli import _with_extra
+    ids = [f'{100 + i}_8_C1_1' for i in range(20)]   # eighteen siblings of scored images
+    extra = write_folder(tmp_path/'more', pd.DataFrame(dict(Id=ids, Target='1')), np.random.default_rng(3))
+    data, recipe = _with_extra(atlas, extra, tmp_path/'run', toy())
+    assert recipe.validation == 'groups'
+    both = KaggleFolder(data)
+    groups, path = hpa_groups(both.train.Id), tmp_path/'run/folds.csv'
+    folds = keep_folds(path, both, None, 'groups')
+    for k in (0, 1): assert with_siblings(groups, folds == k, both.learnt_rows(path, k)) == 0
+
 # ---- at the edges ----
 
 def test_merged_again(atlas, tmp_path):

@@ -206,8 +206,3 @@ class StackedRule(CalibratedRule):
     def __init__(self, rule=None, calibrator=None):
         three = MeanRule([RatioRule(), ExpectedF1Rule(), ShrinkRule(100)])
         super().__init__(rule or BaggedRule(three), calibrator or StackedCalibrator())
-
-    def _thresholds(self, probs, targs):
-        held_out = super()._thresholds(probs, targs)   # fits the calibrator
-        seen = self.params['rule']._thresholds(self.scores(probs), targs)
-        return expit((safe_logit(held_out, 1e-30) + safe_logit(seen, 1e-30))/2)

@@ -25,7 +25,6 @@ from ..train.metrics import macro_f1, mean_average_precision
 from ..train.intervals import class_report
 from .submission import check_submission, write_submission
 from .rules import constant_floor, cross_decide, load_rule, Rule, RULES
-from .calibration import CalibratedRule
 from .shift import adapt_rule, AdaptiveRule
 from .thresholds import fit_rule
 from .ensembles import cross_predict, ENSEMBLES, FITTED_ENSEMBLES, load_ensemble, make_ensemble
@@ -63,10 +62,10 @@ def check_decisions(
     rules = ['auto', *RULES]
     if recipe.thresholds not in rules:
         raise DataError(f'recipe {recipe.name}: no thresholds {recipe.thresholds!r}; there are {", ".join(rules)}')
-    calibrated = recipe.thresholds == 'auto' or issubclass(RULES[recipe.thresholds], CalibratedRule)
+    calibrated = recipe.thresholds == 'auto' or 'shares' in RULES[recipe.thresholds].state
     if getattr(recipe, 'adapt', False) and not calibrated:
-        raise DataError(f'recipe {recipe.name}: adapt needs calibrated probabilities, which {recipe.thresholds} has not; '
-                        'take thresholds: auto, StackedRule or CalibratedRule')
+        raise DataError(f'recipe {recipe.name}: adapt needs calibrated probabilities, which {recipe.thresholds} '
+                        'has not; take thresholds: auto, StackedRule or CalibratedRule')
     _check_rule(recipe.thresholds, recipe.threshold_args, f'recipe {recipe.name}, threshold_args')
 
 # %% ../../nbs/570_decide.outcome.ipynb #19ad9434

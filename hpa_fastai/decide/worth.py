@@ -55,7 +55,8 @@ def _moved(old, new, targs):
     order = np.argsort(ratio)
     names = LABELS if len(LABELS) == len(ratio) else range(len(ratio))
     def named(rows): return {str(names[i]): round(float(ratio[i]), 2) for i in rows[:3]}
-    return dict(more=named([i for i in order[::-1] if ratio[i] > 1.2]), fewer=named([i for i in order if ratio[i] < 1/1.2]))
+    return dict(more=named([i for i in order[::-1] if ratio[i] > 1.2]),
+                fewer=named([i for i in order if ratio[i] < 1/1.2]))
 
 # %% ../../nbs/565_decide.worth.ipynb #0b6f73c2
 OVERSTATED = .06, .10 # by how much scores out of sample exceeded private scores in the competition of 2018
@@ -69,6 +70,6 @@ def worth_line(
     moved = [f'{name} × {factor:g}' for o in ('more', 'fewer') for name, factor in worth[o].items()]
     low, high = (max(f1 - o, 0) for o in OVERSTATED[::-1])
     return (f'On the test set expect about {expected:.3f} ({change:+.3f}), as its probabilities suggest'
-            f'{" (" + ", ".join(moved) + ")" if moved else ""}. In the competition, private scores were {OVERSTATED[0]:.2f} to '
-            f'{OVERSTATED[1]:.2f} below scores out of sample, here {low:.3f} to {high:.3f}: its test set was another '
+            f'{" (" + ", ".join(moved) + ")" if moved else ""}. In the competition, private scores were '
+            f'{OVERSTATED[0]:.2f} to {OVERSTATED[1]:.2f} below scores out of sample, here {low:.3f} to {high:.3f}: its test set was another '
             'mixture, and networks were surer than right')

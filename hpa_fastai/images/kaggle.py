@@ -20,7 +20,7 @@ from ..files import whole_file
 from .samples import find_samples
 from .pack import build_pack
 from .splits import fold_numbers, group_codes, hpa_groups, join_groups, stratified_folds, yes_rows
-from .duplicates import duplicate_groups, hash_images
+from .duplicates import average_groups, duplicate_groups, hash_images
 
 # %% ../../nbs/170_images.kaggle.ipynb #0f08d730
 def _scored_rows(path, df):
@@ -69,6 +69,15 @@ def train_only(self:KaggleFolder) -> dict: # Number of images by source
     further = self.train[~self.scored]
     sources = further['source'] if 'source' in further else further.Target.map(lambda o: 'further images')
     return sources.value_counts().to_dict()
+
+@patch
+def test_groups(self:KaggleFolder,
+    pack # `Pack` of the test images
+) -> np.ndarray: # Group number of each test image
+    "Group the test images that are near-duplicates of each other"
+    return duplicate_groups(hash_images(pack, pack.index(self.test_ids), progress=False))
+
+KaggleFolder.average_groups = staticmethod(average_groups)
 
 # %% ../../nbs/170_images.kaggle.ipynb #74813b53
 def pack_folder(

@@ -128,7 +128,7 @@ class Merged:
     counts: pd.DataFrame # One row per folder: source, rows, same_id, near_duplicates, kept
     left_out: pd.DataFrame # Id, source, near_duplicate, distance (0 for the same Id)
 
-    in_test: pd.DataFrame # Id (of a test image), Target, near_duplicate, source, distance: images that the test set shows
+    in_test: pd.DataFrame # Test images shown here too: Id, Target, near_duplicate, source, distance
 
     def __repr__(self): return f'{self.counts.to_string(index=False)}\n{self.in_test_note()}'
     def _repr_html_(self): return f'{self.counts.to_html(index=False)}<p>{self.in_test_note()}</p>'

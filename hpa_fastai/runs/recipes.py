@@ -199,8 +199,7 @@ def save(self:Recipe,
 # %% ../../nbs/700_runs.recipes.ipynb #907bfa15
 def _dotted(key, n_phases):
     "The keys and numbers of a dotted name; `epochs` and `lr` are those of the last phase"
-    if key in ('epochs', 'lr'): key = f'phases.{n_phases - 1}.{key}'
-    return key.split('.')
+    return (f'phases.{n_phases - 1}.{key}' if key in ('epochs', 'lr') else key).split('.')
 
 def _key(d, key, where, name, new=False):
     "The key of a dictionary, which may be `new`, or the number of an item of a list"
@@ -247,8 +246,7 @@ def keep_recipe(
     begun:bool # Does anything in the run depend on the recipe yet?
 ):
     "Write a run's recipe, or once the run has begun, check that it is still the same; raises `DataError`"
-    path = Path(path)
-    if not begun or not path.exists(): return recipe.save(path)
+    if not begun or not (path := Path(path)).exists(): return recipe.save(path)
     try: before = Recipe.load(path)
     except DataError as e:
         raise DataError(f'{e} (another version of hpa_fastai began this run, or somebody changed the file; '

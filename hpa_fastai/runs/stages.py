@@ -23,7 +23,6 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..files import read_checked, Schema, whole_file, write_json
-from ..images.duplicates import average_groups, duplicate_groups, hash_images
 from ..models.trained import save_config
 from ..train.processes import Processes
 from ..decide.submission import read_probs, write_probs
@@ -91,7 +90,7 @@ class RunJob:
     @cached_property
     def test_groups(self):
         "Group number of each test image, (images,): near-duplicates have the same"
-        return duplicate_groups(hash_images(self.test_pack, self.test_pack.index(self.data.test_ids), progress=False))
+        return self.data.test_groups(self.test_pack)
 
     def held_out(self,
         k:int # Number of a fold
@@ -242,7 +241,7 @@ def test_probs(self:RunJob) -> np.ndarray: # (images, folds, labels), in the ord
     "Read the probabilities of the test images, from the network of each fold; near-duplicates share the mean if asked"
     files = [self.files(k)['test'] for k in range(self.recipe.folds)]
     probs = np.stack([read_probs(o, self.data.test_ids)[1] for o in files], 1)
-    return average_groups(probs, self.test_groups) if self.recipe.average_duplicates else probs
+    return self.data.average_groups(probs, self.test_groups) if self.recipe.average_duplicates else probs
 
 # %% ../../nbs/750_runs.stages.ipynb #a3475ac3
 @patch
