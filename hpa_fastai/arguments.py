@@ -215,7 +215,6 @@ EXAMPLES = dict(
     hpa_app='hpa-app\nhpa-app runs/mine\nhpa-app --host 0.0.0.0 --port 8000',
     hpa_check='hpa-check runs/mine/submission.csv --data hpa',
     hpa_kaggle_bundle='hpa-kaggle-bundle --out hpa-fastai-bundle --networks runs/mine,resnet34.a1_in1k',
-    hpa_export='hpa-export runs/mine --out bundle\nhpa-export simulated --out bundle --bioimageio',
     hpa_export='hpa-export runs/mine --out bundle\nhpa-export simulated --out bundle',
     hpa_weights='hpa-weights all_channels_MAE-CellS-ProtS-Pool.pth seed_0.pth --out subcell\n'
                 'hpa-weights --url https://example.org/weights.pth --sha256 0123… --out theirs')

@@ -20,7 +20,7 @@ from ..labels import CHANNELS, DataError
 from ..workers import map_threads
 from ..images.layouts import SUFFIXES
 from ..images.samples import find_samples, open_rgby, resize_rgby, Source, TensorRGBY
-from ..images.pack import MissingPack, open_pack
+from ..images.packed import MissingPack, open_pack
 
 # %% ../../nbs/250_data.sources.ipynb #61f8c6db
 class ImageFiles:
