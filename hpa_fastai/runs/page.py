@@ -26,7 +26,11 @@ from ..labels import decode_targets
 from ..train.metrics import safe_logit
 
 # %% ../../nbs/794_runs.page.ipynb #4c1c3aee
-def asset(name): return (files('hpa_fastai')/'assets'/name).read_text(encoding='utf-8')
+def asset(
+    name # File in `hpa_fastai/assets`
+) -> str: # Its text
+    "Read a file that is part of the page"
+    return (files('hpa_fastai')/'assets'/name).read_text(encoding='utf-8')
 
 def _fill(
     part, # Name of a part of the template
