@@ -17,7 +17,6 @@ from io import StringIO
 from fastcore.script import store_true
 
 from .arguments import UsageError
-from .sharing import launched_rank
 from .cli import command
 
 # %% ../nbs/910_cli_predict.ipynb #3ba06cc9
@@ -57,6 +56,7 @@ def _write_cells(predictor, images, out, dry_run, how):
 @contextmanager
 def _one_of_several(device):
     "Give a process that a launcher has started its GPU, and let only the first one talk"
+    from hpa_fastai.sharing import launched_rank
     if int(os.environ.get('WORLD_SIZE') or 1) > 1:
         from hpa_fastai.train.processes import _take_gpu
         _take_gpu(device)
