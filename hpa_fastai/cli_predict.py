@@ -15,6 +15,9 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from io import StringIO
 
 from .arguments import store_true, UsageError
+from fastcore.script import store_true
+
+from .arguments import UsageError
 from .cli import command
 
 # %% ../nbs/910_cli_predict.ipynb #3ba06cc9
@@ -55,6 +58,7 @@ def _write_cells(predictor, images, out, dry_run, how):
 def _one_of_several(device):
     "Give a process that a launcher has started its GPU, and let only the first one talk"
     from hpa_fastai.sharing import launched_rank # heavy imports wait until the command's words are understood
+    from hpa_fastai.sharing import launched_rank
     if int(os.environ.get('WORLD_SIZE') or 1) > 1:
         from hpa_fastai.train.processes import _take_gpu
         _take_gpu(device)

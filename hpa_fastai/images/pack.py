@@ -13,7 +13,7 @@ __all__ = ['build_pack']
 
 # %% ../../nbs/120_images.pack.ipynb #cadaf09d
 import os, shutil, zlib
-from contextlib import ExitStack, suppress
+from contextlib import contextmanager, ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -124,6 +124,21 @@ def _finish(pack, path, left_out):
 # %% ../../nbs/120_images.pack.ipynb #56a5fb57
 def _n_workers(workers, n): return min(num_cpus()//launched_here(), n//256) if workers is None else workers
 
+def _bring_into_order(pack):
+    "Write compressed samples one after the other, without gaps, if they are not so already"
+    sizes = pack.rows['nbytes'].astype(np.int64)
+    offsets = np.cumsum(sizes) - sizes
+    if (offsets == pack.rows['offset']).all() and pack.pixels.stat().st_size == sizes.sum(): return
+    with whole_file(pack.pixels) as tmp:
+        with open(pack.pixels, 'rb') as f, open(tmp, 'wb') as g:
+            for offset, n in zip(pack.rows['offset'].tolist(), sizes.tolist()):
+                f.seek(offset)
+                g.write(f.read(n))
+            g.flush()
+            os.fsync(g.fileno())
+    pack.rows['offset'] = offsets
+    with whole_file(pack.path/'rows.npy') as tmp: np.save(tmp, pack.rows)
+
 def _complete(pack, path, strict):
     "Give the pack its name, if all samples are there, or those that can't be read may be left out"
     closing = pack.path/'.closing'
@@ -140,7 +155,17 @@ def _complete(pack, path, strict):
                         'fix this and run again)')
     closing.touch()
     if failed: _leave_out(pack, failed)
+    if pack.compress: _bring_into_order(pack)
     _finish(pack, path, failed)
+
+@contextmanager
+def _disk_errors(path):
+    "A full disk is no error of ours; raises `DataError`"
+    try: yield
+    except OSError as e:
+        if not e.errno: raise
+        raise DataError(f'{path}: not written ({e.strerror}); free some space or choose another place, '
+                        'then run again: what is done is kept') from e
 
 def _build(samples, path, plan, workers, reader, progress, strict):
     "Make a pack, together with other processes that make it; returns whether it was there"
@@ -149,7 +174,7 @@ def _build(samples, path, plan, workers, reader, progress, strict):
             if path.exists(): return True
             pack = _join(_part(path), samples, plan)
             here.enter_context(at_work(pack.path))
-        _pack_missing(pack, samples, workers, reader, progress)
+        with _disk_errors(path): _pack_missing(pack, samples, workers, reader, progress)
         with one_at_a_time(path):
             if not path.exists(): _complete(pack, path, strict)
             else: shutil.rmtree(_part(path), ignore_errors=True)   # a lock that came too late
