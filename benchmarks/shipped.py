@@ -43,8 +43,8 @@ def fields_of(folder, table=None):
 def full_size(folder, column):
     "Images and truth of fields of 2048 pixels or more, some of them JPEGs; those without a label in `column` left out"
     df = pd.read_csv(folder/'labels.csv', dtype=str).dropna(subset=[column])
-    samples = find_samples(folder)
-    df = df[df.Id.isin(list(samples))]
+    df = df[df.Channels == 'rgby']
+    samples = find_samples(folder, ids=list(df.Id))
     return [open_rgby(samples[o]) for o in df.Id], encode_targets(df[column])
 
 def asked(predictor, images, um):
@@ -96,7 +96,7 @@ def by_halves(fit, probs, y):
 def describe(name, probs, y, least=3):
     "Print what ranking and first labels are worth, and return it as a row of text"
     print(f'\n{name}: {len(y)} images, {int((y.sum(0) > 0).sum())} labels')
-    row = [f'{len(y)} {name.lower()}']
+    row = [f'{len(y)} {name[0].lower() + name[1:] if name[1].islower() else name}']
     row.append(line(f'mAP ({least} images or more)', lambda p, t: mean_ap(p, t, least), probs, y))
     for k in (1, 3):
         row += [line(f'top-{k}', lambda p, t: hits(p, t, k).mean(), probs, y), f'{constant_top(y, k):.2f}']

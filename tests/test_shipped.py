@@ -16,7 +16,7 @@ def test_small_and_complete():
     assert all(f'| {o} |' in card for o in LABELS)
 
 def test_real_fields(shared):
-    "Ranking and first labels, with one view; the card's figures are those of eight"
+    "Ranking and first labels, with one view; the card's figures are those of four"
     folder = shared/'data/images/rgby_fields'
     if not folder.exists(): pytest.skip(f'no {folder}')
     df, samples = read_labels(folder/'train.csv'), find_samples(folder)
