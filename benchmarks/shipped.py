@@ -93,10 +93,14 @@ def by_halves(fit, probs, y):
     found = [macro_f1(fit(probs[a], y[a]).predict(probs[b]), y[b]) for a, b in halves(len(y))]
     return np.mean(found), np.std(found)
 
+def within(name):
+    "A name as it stands within a sentence"
+    return name if name.startswith('HPA') else name.lower()
+
 def describe(name, probs, y, least=3):
     "Print what ranking and first labels are worth, and return it as a row of text"
     print(f'\n{name}: {len(y)} images, {int((y.sum(0) > 0).sum())} labels')
-    row = [f'{len(y)} {name[0].lower() + name[1:] if name[1].islower() else name}']
+    row = [f'{len(y)} {within(name)}']
     row.append(line(f'mAP ({least} images or more)', lambda p, t: mean_ap(p, t, least), probs, y))
     for k in (1, 3):
         row += [line(f'top-{k}', lambda p, t: hits(p, t, k).mean(), probs, y), f'{constant_top(y, k):.2f}']
@@ -196,7 +200,7 @@ def write_beside(predictor, images, probs, y, others):
     rule = GlobalRule().fit(probs, y)
     every = [(probs, y, decided), *((q, t, rule.predict(q)) for q, t in others.values())]
     all_probs, all_y, all_decided = (np.concatenate(o) for o in zip(*every))
-    names = ', '.join(f'{len(t)} {name.lower()}' for name, (_, t) in others.items())
+    names = ', '.join(f'{len(t)} {within(name)}' for name, (_, t) in others.items())
     table = measure_trust(all_probs, all_y, all_decided)
     missing = measure_missing(lambda imgs: asked(predictor, imgs, WIDTH/images[0].shape[1]), images, y)
     measured_on = f'{len(y)} fields of the competition, {names}'
