@@ -65,7 +65,7 @@ CHOICES = dict(
     distribute=['folds', 'data'],
     intensity=['bits', 'file', 'folder', 'plate'],
     thresholds='''auto FixedRule GlobalRule ClassRule RatioRule SoftF1Rule ShrinkRule MeanRule BaggedRule ExpectedF1Rule
-        CalibratedRule StackedRule'''.split())
+        CalibratedRule StackedRule ScaledRule'''.split())
 
 def check_choices(
     given:dict # Name → value

@@ -19,7 +19,7 @@ from scipy.special import expit
 from ..labels import DataError
 from ..train.metrics import as_matrix, safe_logit
 from .rules import Rule
-from .calibration import CalibratedRule, ExpectedF1Rule
+from .calibration import ExpectedF1Rule
 
 # %% ../../nbs/540_decide.shift.ipynb #f4dbf67c
 def shift_probs(
@@ -50,7 +50,7 @@ def adapt_rule(
     shares=None # Its label shares (labels,); estimated by default
 ) -> Rule: # A copy with thresholds for this test set
     "Re-fit a rule's thresholds for an unlabelled test set"
-    if not isinstance(rule, CalibratedRule):
+    if 'calibrator' not in rule.params or rule.shares is None:
         raise DataError(f'{rule} holds no calibrated probabilities; fit a StackedRule or a CalibratedRule')
     calibrated, rule = rule.scores(as_matrix(probs, 'probs')), deepcopy(rule)
     shares = estimate_shares(calibrated, rule.shares) if shares is None else np.asarray(shares)
