@@ -84,6 +84,7 @@
 - `hpa_fastai.models.vits`: What is known about somebody's weights, and how a vision transformer's are read
 - `hpa_fastai.models.weights`: Save and load a network's weights without running code from a file
 - `hpa_fastai.runs.adapted`: Let a network take brightness and contrast of its features from the images that it is asked about
+- `hpa_fastai.runs.bioimageio`: A description that the BioImage Model Zoo and the programs around it read, with a test that anyone can repeat
 - `hpa_fastai.runs.browse`: Probabilities and decisions of all images, pictures of some hundred, and labels to check
 - `hpa_fastai.runs.bundle`: A network, what is known of it, and its ONNX in one folder that leaves the machine
 - `hpa_fastai.runs.card`: What a network saw, how good it is at each label, where not to believe it, and under which licence it comes

@@ -27,6 +27,7 @@ def _summary(out, about):
     rows = dict(bundle=f'{out}, {len(about["files"]) + 1} files, {size:.1f} MB', labels=len(about['labels']),
                 onnx='left out' if differ is None else f'differs from PyTorch by {differ:.1g} in a probability, at most',
                 sha256=f'{sha256((out/"bundle.json").read_bytes()).hexdigest()} (of bundle.json)')
+    if 'rdf.yaml' in about['files']: rows['rdf.yaml'] = 'authors: not stated; state them as you upload it'
     return '\n'.join(f'{k + ":":10}{v}' for k, v in rows.items())
 
 # %% ../nbs/930_cli_export.ipynb #bcbc52cb
@@ -34,10 +35,13 @@ def _summary(out, about):
 def hpa_export(
     network:words_type("Folder of a run or of an ensemble; simulated: the network that ships with the package", '?')=None,
     out:str=None, # Required. Folder of the bundle to write
-    no_onnx:store_true=False # Leave ONNX out, so that only PyTorch opens the bundle
+    no_onnx:store_true=False, # Leave ONNX out, so that only PyTorch opens the bundle
+    bioimageio:store_true=False # Add a description for bioimage.io with a test image: rdf.yaml
 ):
     "Write a network as a bundle: safetensors, ONNX, thresholds, a model card, checksums"
     if network is None: raise UsageError('no network; give the folder of a run, or simulated')
     if network not in NETWORKS: check_input('', network)
+    if bioimageio and no_onnx: raise UsageError('--bioimageio describes the ONNX; leave --no-onnx out')
+    from hpa_fastai.runs.bioimageio import write_rdf
     from hpa_fastai.runs.bundle import write_bundle
-    print(_summary(out, write_bundle(network, out, not no_onnx)))
+    print(_summary(out, write_bundle(network, out, not no_onnx, write_rdf if bioimageio else None)))

@@ -102,7 +102,8 @@ def _relist(run, at):
 def write_bundle(
     run, # `'simulated'`, or the folder of a finished run or of an ensemble
     out, # Folder to write; it must not exist, or be empty
-    onnx:bool=True # Write the network as ONNX, and compare that with PyTorch?
+    onnx:bool=True, # Write the network as ONNX, and compare that with PyTorch?
+    also=None # Function of (folder, name, predictor, configs) that adds files, such as `write_rdf`
 ) -> dict: # The content of bundle.json
     "Write a run as a bundle, completely or not at all; raises `DataError`"
     run, out = run_folder(run), Path(out)
@@ -117,6 +118,7 @@ def write_bundle(
             graph = dict(onnx=dict(opset=17, largest_difference=compare_graph(p, tmp/'model.onnx')))
         configs = _configs(run)
         (tmp/'README.md').write_text(model_card(out.absolute().name, run, p, configs), encoding='utf-8')
+        if also: also(tmp, out.absolute().name, p, configs)
         scales, views = _scales(p), [o.views.n for o in configs]
         about = dict(format=1, name=out.absolute().name, hpa_fastai=__version__, labels=p.labels, channels=list(CHANNELS),
                      size=p.size, um_per_px=p.trained_um, views=views, tiles=len(scales) == 1 and _linear(p),
