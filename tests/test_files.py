@@ -226,6 +226,6 @@ def test_all_that_is_imported_is_required():
     provides = packages_distributions()
     names = set(imported()) - set(sys.stdlib_module_names) - {'hpa_fastai'} - extras
     known = set().union(*(required(f'{o}requirements') for o in ('', 'stacking_', 'distributed_', 'zarr_', 'fast_',
-                                                          'anndata_', 'microscopes_')))
+                                                          'anndata_', 'microscopes_', 'onnx_', 'app_')))
     lacking = {n for n in names if not {o.lower().replace('_', '-') for o in provides.get(n, [n])} & known}
     assert not lacking, f'imported, but not in settings.ini: {lacking}'
