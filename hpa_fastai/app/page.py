@@ -77,7 +77,8 @@ class _Page:
                                        container=False, scale=3, min_width=140, elem_id='example')
             self.draw = gr.Button('Draw', scale=1, min_width=80, size='md', elem_id='draw')
         with gr.Accordion('How the files are read', open=False, elem_id='how'):
-            self.channels = gr.Textbox(label='channels: which name is which stain', placeholder='red=Cy5, green=FITC, blue=DAPI, yellow=none')
+            self.channels = gr.Textbox(label='channels: which name is which stain',
+                                       placeholder='red=Cy5, green=FITC, blue=DAPI, yellow=none')
             self.um = gr.Number(label='um: µm per pixel', value=None, minimum=0)
             self.bits = gr.Number(label='bits that 16-bit files use', value=None, precision=0, minimum=0)
             self.intensity = gr.Dropdown(list(INTENSITIES), value=INTENSITIES[0], label='intensity: what becomes white')

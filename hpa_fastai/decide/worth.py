@@ -71,5 +71,5 @@ def worth_line(
     low, high = (max(f1 - o, 0) for o in OVERSTATED[::-1])
     return (f'On the test set expect about {expected:.3f} ({change:+.3f}), as its probabilities suggest'
             f'{" (" + ", ".join(moved) + ")" if moved else ""}. In the competition, private scores were '
-            f'{OVERSTATED[0]:.2f} to {OVERSTATED[1]:.2f} below scores out of sample, here {low:.3f} to {high:.3f}: its test set was another '
-            'mixture, and networks were surer than right')
+            f'{OVERSTATED[0]:.2f} to {OVERSTATED[1]:.2f} below scores out of sample, here {low:.3f} to {high:.3f}: '
+            'its test set was another mixture, and networks were surer than right')
