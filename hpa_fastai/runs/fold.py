@@ -21,7 +21,7 @@ from ..labels import DataError
 from ..data.augment import rgby_augments
 from ..models.weights import load_weights, save_weights
 from ..train.losses import class_weights
-from ..train.f1_losses import AlternatingLoss, LOSSES, LossTurns
+from ..train.f1_losses import LOSSES, LossTurns
 from ..train.checkpoint import Checkpoint, SaveBest
 from ..train.schedules import AVERAGES, SCHEDULES
 from ..explain.neighbours import arcface_learner, KnownImages
@@ -111,7 +111,7 @@ def _train_phase(learn, recipe, i, targs):
     lr = phase.lr
     if phase.body_lr != 1: lr = slice(phase.lr*phase.body_lr, phase.lr)
     cbs = _phase_callbacks(phase, Path(learn.path)/f'phase{i}.pt')
-    if isinstance(learn.loss_func, AlternatingLoss): cbs.append(LossTurns())
+    if hasattr(learn.loss_func, 'turn'): cbs.append(LossTurns())
     SCHEDULES[phase.schedule](learn, phase.epochs, lr, cbs=cbs, **phase.schedule_args)
 
 # %% ../../nbs/720_runs.fold.ipynb #e9d40c03
