@@ -3,8 +3,7 @@
 # make test-kaggle, test-colab, test-oldest
 #             tests and tutorials with the versions of Kaggle's image, of Colab's, and with the lowest that are allowed
 #             (constraints/NAME.txt); needs Python 3.12, 3.13 and 3.10, or say which to take: PYTHON=python3.12
-# make test-app  the page in a real browser; needs a Chromium, which it installs where apt-get is allowed to
-# make test-app   the pages in a real browser; needs a Chromium, which it installs where apt-get is allowed to
+# make test-app  the pages in a real browser; needs a Chromium, which it installs where apt-get is allowed to
 # make docs   what the documentation is built from (the site itself is built by a GitHub workflow, with Quarto)
 # Each makes the virtual environment and installs what it needs, once. Needs Python 3.10 or later and make, no more.
 
@@ -22,8 +21,7 @@ PYTHON_kaggle := python3.12
 PYTHON_colab  := python3.13
 PYTHON_oldest := python3.10
 
-.PHONY: demo test docs readme clean $(IMAGES:%=test-%)
-.PHONY: demo test test-app docs readme clean
+.PHONY: demo test test-app docs readme clean $(IMAGES:%=test-%)
 
 demo: $(READY)
 	$(BIN)/hpa-simulate --out data/demo --n 3200 --test 200 --size 128 --balanced
@@ -56,6 +54,7 @@ TESTERS = pytest pytest-xdist 'hypothesis>=6' psutil nbconvert ipykernel wheel
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check \
 		--requirement constraints/$*.txt --constraint constraints/$*.txt $(TESTERS)
 	@touch $@
+
 test-app: export OMP_NUM_THREADS := 1
 test-app: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,app]" playwright
