@@ -95,6 +95,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'hpa_fastai.app.words.samples_html': ('app.words.html#samples_html', 'hpa_fastai/app/words.py'),
                                       'hpa_fastai.app.words.welcome_html': ('app.words.html#welcome_html', 'hpa_fastai/app/words.py')},
             'hpa_fastai.arguments': { 'hpa_fastai.arguments.UsageError': ('arguments.html#usageerror', 'hpa_fastai/arguments.py'),
+                                      'hpa_fastai.arguments._dashes': ('arguments.html#_dashes', 'hpa_fastai/arguments.py'),
                                       'hpa_fastai.arguments.check_arguments': ('arguments.html#check_arguments', 'hpa_fastai/arguments.py'),
                                       'hpa_fastai.arguments.check_choices': ('arguments.html#check_choices', 'hpa_fastai/arguments.py'),
                                       'hpa_fastai.arguments.check_device': ('arguments.html#check_device', 'hpa_fastai/arguments.py'),

@@ -219,6 +219,12 @@ EXAMPLES = dict(
     hpa_weights='hpa-weights all_channels_MAE-CellS-ProtS-Pool.pth seed_0.pth --out subcell\n'
                 'hpa-weights --url https://example.org/weights.pth --sha256 0123… --out theirs')
 
+def _dashes(parser):
+    "Write options with dashes in place of underscores"
+    for action in parser._actions:
+        action.option_strings = [o.replace('_', '-') for o in action.option_strings]
+        parser._option_string_actions |= dict.fromkeys(action.option_strings, action)
+
 def command_parser(
     f, # The function
     required # Names of the options that must be given
@@ -228,6 +234,7 @@ def command_parser(
     class Lines(parser.formatter_class):
         _fill_text = RawDescriptionHelpFormatter._fill_text   # keeps the lines of the examples
     parser.formatter_class = Lines
+    _dashes(parser)
     lines = EXAMPLES.get(f.__name__, '').splitlines()
     if lines: parser.epilog = '\n'.join(['examples:', *(f'  {o}' for o in lines), '', parser.epilog or ''])
     for o in parser._actions: o.required = o.required or o.dest in required

@@ -13,9 +13,7 @@ __all__ = ['hpa_export']
 from hashlib import sha256
 from pathlib import Path
 
-from fastcore.script import store_true
-
-from .arguments import check_input, NETWORKS, UsageError, words_type
+from .arguments import check_input, NETWORKS, store_true, UsageError, words_type
 from .cli import command
 
 # %% ../nbs/930_cli_export.ipynb #03a17ccc

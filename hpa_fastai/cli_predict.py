@@ -15,9 +15,6 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from io import StringIO
 
 from .arguments import store_true, UsageError
-from fastcore.script import store_true
-
-from .arguments import UsageError
 from .cli import command
 
 # %% ../nbs/910_cli_predict.ipynb #3ba06cc9

@@ -71,7 +71,7 @@ def test_killed_then_run_again_gives_the_same_bytes(whole, tmp_path, progress):
     assert kept >= progress*n*.9
     assert digest(pack.path) == digest(expected.path)
     with pytest.raises(ProcessLookupError):        # the workers of the killed run have ended too
-        for _ in range(100):
+        for _ in range(600):
             os.killpg(p.pid, 0)
             time.sleep(.1)
 
