@@ -25,7 +25,7 @@ PYTHON_oldest := python3.10
 
 demo: $(READY)
 	$(BIN)/hpa-simulate --out data/demo --n 3200 --test 200 --size 128 --balanced
-	$(BIN)/hpa-train --data data/demo --out runs/demo --recipe demo
+	$(BIN)/hpa-train --data data/demo --out runs/demo --recipe sprint
 	$(BIN)/hpa-check runs/demo/submission.csv --data data/demo
 	@echo
 	@echo "The submission:            runs/demo/submission.csv"
