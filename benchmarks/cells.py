@@ -1,7 +1,7 @@
 """`find_cells` against true masks of simulated fields, and against the masks of a network on real ones.
 
-Simulated fields of all four kinds of cell line are as large as the competition's. Real ones are those of the competition
-of 2021, each with its four channels (`Id_red.png` …) and the mask that HPA-Cell-Segmentation draws
+Simulated fields of all four kinds of cell line are as large as the competition's. Real ones are those of the
+competition of 2021, each with its four channels (`Id_red.png` …) and the mask that HPA-Cell-Segmentation draws
 (`Id_predictedmask.png`, a number for each cell): a good mask, but no truth. Give the folder that holds them.
 
     python benchmarks/cells.py [--real FOLDER] [--n 24] [--json FILE]

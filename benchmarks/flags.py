@@ -63,7 +63,8 @@ def ways():
     for a, b in combinations(range(4), 2):
         order = [b if k == a else a if k == b else k for k in range(4)]
         swap[f'{CHANNELS[a]} and {CHANNELS[b]} swapped'] = partial(reordered, order=order)
-    swap['order BGYR'], swap['order GRYB'] = partial(reordered, order=(2, 1, 3, 0)), partial(reordered, order=(1, 0, 3, 2))
+    swap['order BGYR'] = partial(reordered, order=(2, 1, 3, 0))
+    swap['order GRYB'] = partial(reordered, order=(1, 0, 3, 2))
     missing = {f'no {c}': partial(without, k=k) for k, c in enumerate(CHANNELS)}
     return dict(blurred=blur, saturated=bright, scale=scale, swapped=swap, missing=missing)
 
@@ -74,7 +75,8 @@ def no_cells():
                  'rocket', 'brick', 'grass', 'gravel', 'colorwheel', 'horse', 'hubble_deep_field', 'retina',
                  'immunohistochemistry', 'binary_blobs', 'cell'):
         img = getattr(skimage.data, name)()
-        img = cv2.resize((img*255 if img.dtype == bool else img).astype(np.uint8), (512, 512), interpolation=cv2.INTER_AREA)
+        if img.dtype == bool: img = img*255
+        img = cv2.resize(img.astype(np.uint8), (512, 512), interpolation=cv2.INTER_AREA)
         if img.ndim == 2: out[name] = np.dstack([img]*4)
         else:
             out[name] = np.dstack([img[..., :3], img[..., :3].mean(2).astype(np.uint8)])
@@ -185,12 +187,14 @@ if __name__ == '__main__':
         print('\nuntouched and flagged:', *(f'{i}: {", ".join(o)}' for i, o in which if o), sep='\n  ')
         for name, images in {'no cells': no_cells(), 'empty': empty()}.items():
             each, words, rest = others(images)
-            print(f'\n{name}: {len(each) - len(rest)} of {len(each)} flagged; not: {", ".join(rest) or "none"}; {dict(words)}')
+            print(f'\n{name}: {len(each) - len(rest)} of {len(each)} flagged; not: {", ".join(rest) or "none"}; '
+                  f'{dict(words)}')
         for o in args.others:
             folder, um = o.rsplit('=', 1)
             images = read_fields(folder)
             for given in dict.fromkeys([float(um), .32]):
                 each, words, rest = others(images, given)
-                print(f'\n{folder}, {given} µm per pixel: {len(each) - len(rest)} of {len(each)} flagged; {dict(words)}')
+                print(f'\n{folder}, {given} µm per pixel: {len(each) - len(rest)} of {len(each)} flagged; '
+                      f'{dict(words)}')
         if args.json: write_json(args.json, found.reset_index().to_dict('records'))
     except DataError as e: raise SystemExit(str(e))

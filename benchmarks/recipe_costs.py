@@ -27,7 +27,8 @@ def costs(model, side):
     "GFLOP and kept MB for one image of `side` pixels, in training"
     kept, own = {}, {id(o) for o in model.parameters()}
     def keep(t):
-        if id(t) not in own: kept[id(t.untyped_storage())] = t.numel()*(2 if t.is_floating_point() else t.element_size())
+        if id(t) not in own:
+            kept[id(t.untyped_storage())] = t.numel()*(2 if t.is_floating_point() else t.element_size())
         holds.append(t)   # or its id would be given to another one
         return t
     holds, n = [], 2      # batch norm wants two images
@@ -86,7 +87,8 @@ def on_t4(names, rounds):
     for recipe, c, (gb, hours), ratio in zip(recipes, counted, costs, ratios.T):
         slower = np.median(ratio)
         each = ' '.join(f'{o:.2f}' for o in ratio)
-        print(f"{recipe.name:12}{c['gflop']:9.1f}{gb:7.1f}   {slower:.2f} ({each}) {slower*hours:12.1f}{slower*hours*20/8:12.1f}")
+        print(f"{recipe.name:12}{c['gflop']:9.1f}{gb:7.1f}   {slower:.2f} ({each}) "
+              f"{slower*hours:12.1f}{slower*hours*20/8:12.1f}")
 
 @call_parse
 def main(

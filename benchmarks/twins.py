@@ -21,7 +21,8 @@ from hpa_fastai.train.metrics import macro_f1, mean_average_precision
 def one(seed, n, size, predictor):
     "Scores of one simulated test set, answered alone and together"
     sets = draw_label_sets(n, seed=seed, balanced=True)
-    fields = [simulate_field(o, size=size, seed=(seed, i), um_per_px=.32, site='test').image for i, o in enumerate(sets)]
+    fields = [simulate_field(o, size=size, seed=(seed, i), um_per_px=.32, site='test').image
+              for i, o in enumerate(sets)]
     images = fields + [near_duplicate(o, seed=1000*seed + i) for i, o in enumerate(fields[:n//2])]
     of = np.r_[np.arange(n), np.arange(n//2)]
     targs = encode_targets([' '.join(map(str, o)) for o in sets])[of]

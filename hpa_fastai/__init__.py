@@ -144,11 +144,12 @@ from .versions import tell_clashes as _tell_clashes
 _tell_clashes()
 
 def __getattr__(name):
-    "Every public name, imported on first use (PEP 562), so that `import hpa_fastai` and each command's `--help` stay quick."
+    "Every public name, imported on first use (PEP 562), so that `import hpa_fastai` and `--help` stay quick."
     if name.startswith('__') and name != '__all__': raise AttributeError(name)
     from importlib import import_module
     from importlib.util import find_spec
-    if name == 'Predictor' and not (find_spec('torch') and find_spec('fastai')):   # labels by NumPy and onnxruntime alone
+    if name == 'Predictor' and not (find_spec('torch') and find_spec('fastai')):
+        # labels by NumPy and onnxruntime alone
         return import_module('hpa_fastai.runs.onnx').OnnxPredictor
     everything = import_module('hpa_fastai.all')
     if name == '__all__': return everything.__all__

@@ -22,16 +22,17 @@ def _summary(out, about):
     out = Path(out)
     size = sum((out/o).stat().st_size for o in about['files'])/1e6
     differ = about.get('onnx', {}).get('largest_difference')
+    onnx = 'left out' if differ is None else f'differs from PyTorch by {differ:.1g} in a probability, at most'
     rows = dict(bundle=f'{out}, {len(about["files"]) + 1} files, {size:.1f} MB', labels=len(about['labels']),
-                onnx='left out' if differ is None else f'differs from PyTorch by {differ:.1g} in a probability, at most',
-                sha256=f'{sha256((out/"bundle.json").read_bytes()).hexdigest()} (of bundle.json)')
+                onnx=onnx, sha256=f'{sha256((out/"bundle.json").read_bytes()).hexdigest()} (of bundle.json)')
     if 'rdf.yaml' in about['files']: rows['rdf.yaml'] = 'authors: not stated; state them as you upload it'
     return '\n'.join(f'{k + ":":10}{v}' for k, v in rows.items())
 
 # %% ../nbs/930_cli_export.ipynb #bcbc52cb
 @command('out')
 def hpa_export(
-    network:words_type("Folder of a run or of an ensemble; simulated: the network that ships with the package", '?')=None,
+    network:words_type('Folder of a run or of an ensemble; '
+                       'simulated: the network that ships with the package', '?')=None,
     out:str=None, # Required. Folder of the bundle to write
     no_onnx:store_true=False, # Leave ONNX out, so that only PyTorch opens the bundle
     bioimageio:store_true=False # Add a description for bioimage.io with a test image: rdf.yaml

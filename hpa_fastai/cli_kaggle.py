@@ -57,8 +57,8 @@ def _download(requirement, folder):
     "The wheel of a requirement for Kaggle's Python, with pip"
     kinds = [o for k in ('manylinux_2_28', 'manylinux_2_17', 'manylinux2014') for o in ('--platform', f'{k}_x86_64')]
     with TemporaryDirectory(dir=folder) as tmp:
-        _pip('download', '--quiet', '--no-deps', '--only-binary=:all:', '--implementation=cp', f'--python-version={PYTHON}',
-             *kinds, '--dest', tmp, requirement)
+        _pip('download', '--quiet', '--no-deps', '--only-binary=:all:', '--implementation=cp',
+             f'--python-version={PYTHON}', *kinds, '--dest', tmp, requirement)
         wheel, = Path(tmp).glob('*.whl')
         return wheel.replace(folder/wheel.name)
 
@@ -74,7 +74,8 @@ def gather_wheels(
         o = todo.pop()
         name = canonicalize_name(o.name)
         if name in has and not o.specifier.contains(has[name], prereleases=True):
-            raise UsageError(f"{o}: Kaggle's image carries {name} {has[name]}; take a version of this package that allows it")
+            raise UsageError(f"{o}: Kaggle's image carries {name} {has[name]}; "
+                             'take a version of this package that allows it')
         if name in has or name in got: continue
         got[name] = _download(f'{o.name}{o.specifier}', folder)
         todo += needs(got[name], o.extras)
@@ -104,7 +105,8 @@ def _copy_weights(name, folder):
         raise UsageError(f'--networks {name}: no file, no folder, and no network with weights in timm; check the name')
     repo, _, revision = cfg.hf_hub_id.partition('@')
     try: file = hf_hub_download(repo, 'model.safetensors', revision=revision or None)
-    except Exception as e: raise UsageError(f'--networks {name}: not fetched from {repo} ({type(e).__name__})') from None
+    except Exception as e:
+        raise UsageError(f'--networks {name}: not fetched from {repo} ({type(e).__name__})') from None
     return shutil.copy(file, folder/f'{name}.safetensors')
 
 # %% ../nbs/940_cli_kaggle.ipynb #f5243d34
@@ -125,7 +127,8 @@ def check_bundle(
 ) -> int: # Number of files
     "Compare a bundle's files with `SHA256SUMS`; raises `UsageError` for the first that is lacking, damaged or foreign"
     folder = Path(folder)
-    if not (folder/'SHA256SUMS').is_file(): raise UsageError(f'{folder}: no SHA256SUMS; give a folder of hpa-kaggle-bundle')
+    if not (folder/'SHA256SUMS').is_file():
+        raise UsageError(f'{folder}: no SHA256SUMS; give a folder of hpa-kaggle-bundle')
     lines = (folder/'SHA256SUMS').read_text(encoding='utf-8').splitlines()
     sums = {name: digest for digest, _, name in (o.partition('  ') for o in lines)}
     for o in sorted({*sums, *_contents(folder)}):
@@ -144,7 +147,8 @@ def hpa_kaggle_bundle(
 ):
     "Gather wheels and weights, with SHA-256, for Kaggle notebooks without internet"
     out = Path(out)
-    if out.exists() and any(out.iterdir()): raise UsageError(f'--out {out}: is there already; delete it or give another name')
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(f'--out {out}: is there already; delete it or give another name')
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.absolute().parent, prefix=f'.{out.name}.') as tmp:
         made = Path(tmp)/out.name

@@ -93,7 +93,8 @@ def hpa_predict(
         if dry_run:
             picture = out.removesuffix('.csv').removesuffix('.parquet') + '.png'
             print(predictor.look_at_folder(images, picture, **how).to_string(index=False, na_rep=''))
-            return print(f'nothing is labelled; {picture} shows some of the images: red, green, blue, yellow, all together')
+            return print(f'nothing is labelled; {picture} shows some of the images: '
+                         'red, green, blue, yellow, all together')
         tally = FolderToLabel(predictor, images, **how).write(out)
         if tally is None: return print(_again(out))
         print(f'{out}: {tally.images} images labelled{_summary(tally.words)}')

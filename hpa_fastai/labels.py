@@ -137,7 +137,8 @@ def _check_columns(path, line, names, columns):
                         f'name the columns {",".join(columns)}, with commas between')
     if len(names) > 10_000: raise DataError(f'{path}: line {line} names {len(names)} columns; keep those that you need')
     repeated = pd.Index(names)[pd.Index(names).duplicated()]
-    if len(repeated): raise DataError(f'{path}: line {line} names the column {shorten_repr(repeated[0])} twice; keep one')
+    if len(repeated):
+        raise DataError(f'{path}: line {line} names the column {shorten_repr(repeated[0])} twice; keep one')
 
 def _check_fields(path, rows):
     "Refuse a row that has more or fewer fields than the header"
@@ -154,8 +155,8 @@ def _check_ids(path, ids, lines):
     is_name = ids.str.fullmatch(r'[^/\\]{0,200}') & ids.map(str.isprintable).astype(bool) & ~ids.isin(['.', '..'])
     unsafe, empty = np.flatnonzero(~is_name), np.flatnonzero(ids.str.strip() == '')
     if len(unsafe):
-        raise DataError(f'{path}: line {lines[unsafe[0]]}: the {ids.name} {shorten_repr(ids[unsafe[0]])} is not the name '
-                        'of a file; use letters, digits, - and _')
+        raise DataError(f'{path}: line {lines[unsafe[0]]}: the {ids.name} {shorten_repr(ids[unsafe[0]])} is not the '
+                        'name of a file; use letters, digits, - and _')
     if len(empty): raise DataError(f'{path}: line {lines[empty[0]]} has no {ids.name}; give one or delete the line')
     repeated = np.flatnonzero(ids.duplicated())
     if len(repeated):

@@ -36,7 +36,8 @@ def clashes(
     lines = []
     for name, low, high, other, least, what, remedy in CLASHES:
         a, b = installed(name), installed(other)
-        if not (a and b) or not _numbers(low) <= _numbers(a) <= _numbers(high) or _numbers(b) < _numbers(least): continue
+        if not (a and b) or not _numbers(low) <= _numbers(a) <= _numbers(high): continue
+        if _numbers(b) < _numbers(least): continue
         lines.append(f"{name} {a} does not go with {other} {b}: {what}. "
                      f"Run  pip install '{remedy}'  (or '{other}<{least}') and start Python again")
     return lines

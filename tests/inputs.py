@@ -18,7 +18,7 @@ NAMES = dict(red='Alpha-tubulin', green='Alexa Fluor 488', blue='Hoechst 33342',
 KINDS, EXPECTED, LOSS = {}, {}, {}
 
 def kind(expected=lambda img: img, loss=1):
-    "Register a maker; `expected` gives what a field becomes, `loss` is the mean difference, None if it may be alike only"
+    "Register a maker; `expected` gives what a field becomes, `loss` the mean difference, None if it may be alike only"
     def register(f):
         KINDS[f.__name__], EXPECTED[f.__name__], LOSS[f.__name__] = f, expected, loss
         return f
@@ -205,7 +205,8 @@ def floats_to_1(fields, folder):
 @kind()
 def floats_to_4095(fields, folder):
     "ImageJ makes 32-bit floats of a 12-bit image"
-    for i, img in fields.items(): save(folder/f'{i}.tif', deep(planes(img)).astype(np.float32), photometric='minisblack')
+    for i, img in fields.items():
+        save(folder/f'{i}.tif', deep(planes(img)).astype(np.float32), photometric='minisblack')
     return dict(bits=12)
 
 @kind(loss=None)
@@ -345,9 +346,11 @@ def zarr_image(path, a, axes, order, version):
     import zarr
     group = zarr.open_group(path, mode='w', zarr_format=3 if version == '0.5' else 2)
     group.create_array('0', data=a, chunks=(1,)*(a.ndim - 2) + (128, 128))
-    names = [dict(name=o, type='space', unit='micrometer') if o in 'zyx' else dict(name=o, type='channel') for o in axes]
+    names = [dict(name=o, type='space', unit='micrometer') if o in 'zyx' else dict(name=o, type='channel')
+             for o in axes]
     scale = dict(type='scale', scale=[UM if o in 'yx' else 1 for o in axes])
-    told = dict(multiscales=[dict(version=version, axes=names, datasets=[dict(path='0', coordinateTransformations=[scale])])],
+    sets = [dict(path='0', coordinateTransformations=[scale])]
+    told = dict(multiscales=[dict(version=version, axes=names, datasets=sets)],
                 omero=dict(channels=[dict(label=NAMES[c]) for c in order.values()]))
     group.attrs.update(dict(ome=told | dict(version=version)) if version == '0.5' else told)
 
@@ -376,13 +379,16 @@ def czi(fields, folder):
 def lif_element(k, name, shape, channels):
     "The XML of one image of a LIF file"
     n, h, w = shape
-    dyes = ''.join(f'<ChannelDescription DataType="0" ChannelTag="0" Resolution="8" NameOfMeasuredQuantity="" Min="0" Max="255" '
-                   f'Unit="" LUTName="Gray" IsLUTInverted="0" BytesInc="{j*h*w}" BitInc="0"><ChannelProperty><Key>DyeName</Key>'
-                   f'<Value>{o}</Value></ChannelProperty></ChannelDescription>' for j, o in enumerate(channels))
-    sizes = ''.join(f'<DimensionDescription DimID="{d}" NumberOfElements="{m}" Origin="0" Length="{(m - 1)*UM*1e-6}" Unit="m" '
-                    f'BitInc="0" BytesInc="{step}"/>' for d, m, step in ((1, w, 1), (2, h, w)))
-    return (f'<Element Name="{name}"><Data><Image><ImageDescription><Channels>{dyes}</Channels><Dimensions>{sizes}</Dimensions>'
-            f'</ImageDescription></Image></Data><Memory Size="{n*h*w}" MemoryBlockID="MemBlock_{k}"/></Element>')
+    dyes = ''.join('<ChannelDescription DataType="0" ChannelTag="0" Resolution="8" NameOfMeasuredQuantity="" Min="0" '
+                   f'Max="255" Unit="" LUTName="Gray" IsLUTInverted="0" BytesInc="{j*h*w}" BitInc="0">'
+                   f'<ChannelProperty><Key>DyeName</Key><Value>{o}</Value></ChannelProperty></ChannelDescription>'
+                   for j, o in enumerate(channels))
+    sizes = ''.join(f'<DimensionDescription DimID="{d}" NumberOfElements="{m}" Origin="0" '
+                    f'Length="{(m - 1)*UM*1e-6}" Unit="m" BitInc="0" BytesInc="{step}"/>'
+                    for d, m, step in ((1, w, 1), (2, h, w)))
+    return (f'<Element Name="{name}"><Data><Image><ImageDescription><Channels>{dyes}</Channels>'
+            f'<Dimensions>{sizes}</Dimensions></ImageDescription></Image></Data>'
+            f'<Memory Size="{n*h*w}" MemoryBlockID="MemBlock_{k}"/></Element>')
 
 @kind()
 def lif(fields, folder):
@@ -393,7 +399,8 @@ def lif(fields, folder):
            + '</Children></Element></LMSDataContainerHeader>').encode('utf-16-le')
     for k, img in enumerate(fields.values()):
         data, name = planes(img, MIXED).tobytes(), f'MemBlock_{k}'
-        blocks += struct.pack('<IIBQBI', 0x70, 14 + 2*len(name), 0x2A, len(data), 0x2A, len(name)) + name.encode('utf-16-le')
+        blocks += struct.pack('<IIBQBI', 0x70, 14 + 2*len(name), 0x2A, len(data), 0x2A, len(name))
+        blocks += name.encode('utf-16-le')
         blocks += data
     Path(folder/'all.lif').write_bytes(struct.pack('<IIBI', 0x70, len(xml) + 5, 0x2A, len(xml)//2) + xml + blocks)
     return {}

@@ -41,7 +41,8 @@ def test_there_are_thirty(): assert len(KINDS) >= 30
 
 def test_exact_kinds(fields, tmp_path):
     "Eight bits in lossless files come back exactly"
-    for kind in ('png', 'npy', 'ome_zcyx', 'slices_in_files', 'rgb_and_yellow', 'imagej', 'interleaved', 'folder_per_sample'):
+    for kind in ('png', 'npy', 'ome_zcyx', 'slices_in_files', 'rgb_and_yellow', 'imagej', 'interleaved',
+                 'folder_per_sample'):
         (tmp_path/kind).mkdir()
         samples = find_samples(tmp_path/kind, **KINDS[kind](fields, tmp_path/kind))
         for sid, source in samples.items(): assert np.array_equal(open_rgby(source), fields[field_of(sid, fields)])
@@ -56,8 +57,9 @@ def message(f, *args, **kwargs):
 
 asks = {   # What a folder needs that does not say enough, and what the message says
     'tif_of_dyes': "say what they are, as channels='red=Cy5'", 'metaxpress': 'names end with w1, w2, w3, w4: say which',
-    'harmony': 'say which is which', 'leica_export': 'names end with ch00, ch01, ch02, ch03: say', 'missing_red': 'red=none',
-    'folder_per_stain_numbered': "or say: channels='red=", 'ome_of_dyes': 'which is red? Its 4 planes are called',
+    'harmony': 'say which is which', 'leica_export': 'names end with ch00, ch01, ch02, ch03: say',
+    'missing_red': 'red=none', 'folder_per_stain_numbered': "or say: channels='red=",
+    'ome_of_dyes': 'which is red? Its 4 planes are called',
     'imagej_stack': 'with several images in one', 'nucleus_and_protein': 'red=none'}
 
 @pytest.mark.parametrize('kind', asks)

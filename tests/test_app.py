@@ -67,7 +67,8 @@ def source(tab): return tab.locator('#picture img').evaluate('o => o.src')
 
 def changed(tab, before):
     "Wait until the picture is another one"
-    tab.wait_for_function('o => { const img = document.querySelector("#picture img"); return img && img.src !== o }', arg=before)
+    tab.wait_for_function(
+        'o => { const img = document.querySelector("#picture img"); return img && img.src !== o }', arg=before)
     return source(tab)
 
 def write_field(folder, name, seed, channels=CHANNELS):
@@ -157,7 +158,8 @@ def test_no_files_of_the_machine(page_server, tmp_path):
     (tmp_path/'secret.png').write_bytes(b'secret')
     for o in ('/etc/passwd', 'setup.py', '../../etc/passwd', str(tmp_path/'secret.png'), str(Path(__file__))):
         assert requests.get(f'{ask}file={o}').status_code in (403, 404), o
-    data = dict(data=[[dict(path=str(tmp_path/'secret.png'), meta=dict(_type='gradio.FileData'))], '', None, None, 'bits'])
+    file = dict(path=str(tmp_path/'secret.png'), meta=dict(_type='gradio.FileData'))
+    data = dict(data=[[file], '', None, None, 'bits'])
     for name in page_server.blocks.fns:
         answer = requests.post(f'{ask}run/predict', json=data | dict(fn_index=name, session_hash='x'))
         assert answer.status_code >= 400 and b'secret' not in answer.content.replace(b'secret.png', b''), answer.content

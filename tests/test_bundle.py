@@ -1,4 +1,4 @@
-"A bundle gives the run's probabilities with PyTorch, and with NumPy and onnxruntime alone; what was tampered with is refused."
+"A bundle gives the run's probabilities with PyTorch, and with NumPy and onnxruntime alone; a changed one is refused."
 import hashlib, json, os, shutil, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, torch
@@ -82,7 +82,8 @@ def test_ensemble_of_two_sizes(tmp_path):
 def test_says_what_it_is(bundle):
     about, card = read_bundle(bundle), (bundle/'README.md').read_text(encoding='utf-8')
     assert about['labels'] == list(LABELS) and about['channels'] == ['red', 'green', 'blue', 'yellow']
-    assert (about['size'], about['um_per_px'], about['views']) == (64, .3, [8]) and about['onnx']['largest_difference'] < 1e-4
+    assert (about['size'], about['um_per_px'], about['views']) == (64, .3, [8])
+    assert about['onnx']['largest_difference'] < 1e-4
     assert all(o in card for o in ('CC BY-SA', 'Weights: MIT', 'Nobody has measured', 'Where not to believe it'))
 
 changes = {
@@ -135,8 +136,10 @@ def files_of(o):
 def test_bioimageio_names_its_files(zoo):
     rdf, about = read_yaml((zoo/'rdf.yaml').read_text(encoding='utf-8'), 'rdf.yaml'), read_bundle(zoo)
     named = dict(files_of(rdf))
-    assert set(named) == {'model.onnx', 'README.md', 'cover.png', 'test_image.npy', 'test_probabilities.npy', 'thresholds.json'}
-    for o, digest in named.items(): assert hashlib.sha256((zoo/o).read_bytes()).hexdigest() == digest == about['files'][o]
+    assert set(named) == {'model.onnx', 'README.md', 'cover.png', 'test_image.npy', 'test_probabilities.npy',
+                          'thresholds.json'}
+    for o, digest in named.items():
+        assert hashlib.sha256((zoo/o).read_bytes()).hexdigest() == digest == about['files'][o]
     assert set(about['files']) - set(named) == {'rdf.yaml', 'model.json', 'fold0/model.safetensors'}
     assert rdf['license'] == 'CC-BY-SA-4.0' and rdf['format_version'].startswith('0.5.')
 
@@ -145,12 +148,14 @@ def test_bioimageio_test_tensors(zoo):
     (given,), (wanted,) = rdf['inputs'], rdf['outputs']
     image, probs = (np.load(zoo/o['test_tensor']['source']) for o in (given, wanted))
     session = ort.InferenceSession(zoo/rdf['weights']['onnx']['source'], providers=['CPUExecutionProvider'])
-    assert [o.name for o in session.get_inputs()] == [given['id']] and [o.name for o in session.get_outputs()] == [wanted['id']]
+    assert [o.name for o in session.get_inputs()] == [given['id']]
+    assert [o.name for o in session.get_outputs()] == [wanted['id']]
     assert np.abs(session.run(None, {given['id']: image})[0] - probs).max() < 1e-4 and np.ptp(probs) > 1e-3
     assert (str(image.dtype), str(probs.dtype)) == (given['data']['type'], wanted['data']['type'])
     batch, *sides, stains = given['axes']
     assert [o['type'] for o in given['axes']] == ['batch', 'space', 'space', 'channel']
-    assert all(n >= o['size']['min'] for n, o in zip(image.shape[1:], sides)) and len(stains['channel_names']) == image.shape[-1]
+    assert all(n >= o['size']['min'] for n, o in zip(image.shape[1:], sides))
+    assert len(stains['channel_names']) == image.shape[-1]
     least = np.zeros((2, *(o['size']['min'] for o in sides), 4), np.uint8)
     assert session.run(None, {given['id']: least})[0].shape == (2, len(wanted['axes'][1]['channel_names']))
 
@@ -158,7 +163,8 @@ def test_bioimageio_accepts_it(zoo):
     spec = pytest.importorskip('bioimageio.spec', reason='bioimageio.spec, which validates, isn\'t installed')
     with spec.ValidationContext(root=zoo, perform_io_checks=True):
         summary = spec.load_description(zoo/'rdf.yaml').validation_summary
-    if 'package_file_descr_serializer' in summary.format(): pytest.skip('this bioimageio.spec can\'t work with this pydantic')
+    if 'package_file_descr_serializer' in summary.format():
+        pytest.skip("this bioimageio.spec can't work with this pydantic")
     assert summary.status in ('valid-format', 'passed'), summary.format()
 
 alone = """
@@ -171,7 +177,8 @@ class Blocked:
         first = name.partition('.')[0]
         if first in sys.stdlib_module_names or first in ALLOWED: return None
         raise ModuleNotFoundError(f'{name} is blocked', name=name)
-ALLOWED = {'numpy', 'onnxruntime', 'hpa_fastai', 'flatbuffers', 'google', 'packaging', 'coloredlogs', 'humanfriendly', 'sympy', 'mpmath'}
+ALLOWED = {'numpy', 'onnxruntime', 'hpa_fastai', 'flatbuffers', 'google', 'packaging', 'coloredlogs', 'humanfriendly',
+           'sympy', 'mpmath'}
 sys.meta_path.insert(0, Blocked())
 import importlib.util
 real = importlib.util.find_spec

@@ -33,7 +33,8 @@ def test_unknown_option(capsys, name):
 @pytest.mark.parametrize('line, part', [
     ('hpa-simulate', '--out is missing'), ('hpa-simulate --out new --n -5', '--n -5: give 1 or more'),
     ('hpa-simulate --out new --n many', 'invalid int value'), ('hpa-simulate --out new --size 0', '--size 0'),
-    ('hpa-simulate --out new --workers -1', '--workers -1'), ('hpa-simulate --out file', 'is a file; give another folder'),
+    ('hpa-simulate --out new --workers -1', '--workers -1'),
+    ('hpa-simulate --out file', 'is a file; give another folder'),
     ('hpa-simulate --out file/new', 'is a file; give another folder'),
     ('hpa-simulate --out new --missing 2', 'a fraction from 0 to 1'),
     ('hpa-download --out new --samples none.csv', 'none.csv: no such file'),
@@ -66,7 +67,8 @@ def test_unknown_option(capsys, name):
     ('hpa-predict --images cells --out new --adapt 2', '--adapt 2'),
     ('hpa-predict --images cells --out new --intensity plates', 'did you mean plate?'),
     ('hpa-predict --run cells --weights file --images cells --out new', 'give one of them'),
-    ('hpa-check none.csv --data cells', 'none.csv: no such file'), ('hpa-check file --data file', '--data file: is a file')])
+    ('hpa-check none.csv --data cells', 'none.csv: no such file'),
+    ('hpa-check file --data file', '--data file: is a file')])
 def test_wrong_words(capsys, here, line, part): assert part in answer(capsys, line)
 
 @pytest.mark.parametrize('name', names)

@@ -68,8 +68,9 @@ def test_label_without_positives(how):
     assert np.isfinite(out).all()
     assert (Serializable.from_dict(fitted.to_dict()).predict(probs) == out).all()
 
-@pytest.mark.parametrize('trees', [{}, dict(trees='tree'), dict(trees=['tree']), dict(trees=[[[0, .5]], [['x', 1., 2., 3.]]])],
-                         ids=['none', 'text', 'texts', 'name'])
+@pytest.mark.parametrize('trees', [
+    {}, dict(trees='tree'), dict(trees=['tree']), dict(trees=[[[0, .5]], [['x', 1., 2., 3.]]])
+], ids=['none', 'text', 'texts', 'name'])
 def test_damaged_trees_are_refused(trees, tmp_path):
     "A file of boosting holds its trees as lists of numbers"
     write_json(tmp_path/'weights.json', dict(kind='Boosting', params={}, state=dict(weights=[.5, .5], **trees)))

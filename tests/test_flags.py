@@ -48,7 +48,8 @@ def test_real_fields():
     folder = shared/'data/images/rgby_fields'
     if not folder.exists(): pytest.skip('the shared real fields are not here')
     blue = sorted(folder.glob('*_blue.png'))[::6]
-    def read(o): return np.dstack([cv2.imread(str(o).replace('_blue', f'_{c}'), 0) for c in ('red', 'green', 'blue', 'yellow')])
+    stains = 'red', 'green', 'blue', 'yellow'
+    def read(o): return np.dstack([cv2.imread(str(o).replace('_blue', f'_{c}'), 0) for c in stains])
     imgs = [read(o) for o in blue]
     assert np.mean([bool(quality_flags(o)) for o in imgs]) <= .25
     assert all(quality_flags(cv2.GaussianBlur(o, None, 2)) for o in imgs)

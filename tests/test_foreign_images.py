@@ -41,7 +41,8 @@ def ome(names, order, imgs=fields, **kwargs):
     def f(folder):
         for i, img in imgs.items():
             planes = np.moveaxis(img[..., order], -1, 0)
-            tifffile.imwrite(folder/f'{i}.ome.tif', planes, metadata=dict(axes='CYX', Channel=dict(Name=names), **kwargs))
+            about = dict(axes='CYX', Channel=dict(Name=names), **kwargs)
+            tifffile.imwrite(folder/f'{i}.ome.tif', planes, metadata=about)
     return f
 
 def composites(pattern):
@@ -56,8 +57,9 @@ waves = dict(red='w3', green='w2', blue='w1', yellow='w4')
 schemes = dict(
     kaggle=(one_by_one('{i}_{name}.png', CHANNELS), None, None, ''),
     dyes=(one_by_one('{i}_{name}.tif', dyes), is_cy5,
-          "a_red.tif: missing; sample a needs a file for each of red, green, blue, and has a_DAPI.tif, a_FITC.tif; names "
-          "also end with Cy5, TRITC: say what they are, as channels='red=Cy5'", 'by the names of files, blue is DAPI, green is FITC'),
+          "a_red.tif: missing; sample a needs a file for each of red, green, blue, and has a_DAPI.tif, a_FITC.tif; "
+          "names also end with Cy5, TRITC: say what they are, as channels='red=Cy5'",
+          'by the names of files, blue is DAPI, green is FITC'),
     metaxpress=(one_by_one('{i}_s1_{name}.TIF', ['w3', 'w2', 'w1', 'w4']), waves,
                 "names end with w1, w2, w3, w4: say which is which: channels='red=", ''),
     harmony=(one_by_one('r01c0{i}f01p01-{name}sk1fk1fl1.tiff', ['ch3', 'ch2', 'ch1', 'ch4']),
@@ -66,8 +68,9 @@ schemes = dict(
            'red=ch02, green=ch01, blue=ch00, yellow=ch03', 'names end with ch00, ch01, ch02, ch03: say', ''),
     imagej=(hyperstack, None, None, ''),
     ome_tiff=(ome(['Hoechst 33342', 'ER', 'Alexa Fluor 488', 'Microtubules'], [2, 3, 1, 0]), None, None, ''),
-    ome_tiff_dyes=(ome(dyes, [0, 1, 2, 3]), is_cy5, "a.ome.tif: which is red? Its 4 planes are called ['Cy5', 'FITC', 'DAPI', "
-                   "'TRITC']; say which is which: channels='red=", ''),
+    ome_tiff_dyes=(ome(dyes, [0, 1, 2, 3]), is_cy5,
+                   "a.ome.tif: which is red? Its 4 planes are called ['Cy5', 'FITC', 'DAPI', 'TRITC']; "
+                   "say which is which: channels='red=", ''),
     twelve_bits=(one_by_one('{i}_{name}.tif', CHANNELS, deep), None, None,
                  'the highest value is 3824, so 16-bit files are taken to use 12 bits; if not, give bits='),
     told_bits=(ome(['blue', 'green', 'red', 'yellow'], [2, 1, 0, 3], deep, SignificantBits=12), None, None, ''),
@@ -75,7 +78,8 @@ schemes = dict(
                 'by the names of files, blue is DAPI, yellow is ER, green is GFP, red is tubulin'),
     unknown_subfolders=(one_by_one('{name}/{i}.png', ['c1', 'c2', 'c3', 'c4']), 'red=c1, green=c2, blue=c3, yellow=c4',
                         "4 subfolders (c1, …); name the files of a sample a_red.png, …, or say: channels='red=", ''),
-    composites=(composites('{i}.png'), None, None, 'planes without names are taken as red, green and blue in 2 of 2 samples'),
+    composites=(composites('{i}.png'), None, None,
+                'planes without names are taken as red, green and blue in 2 of 2 samples'),
     atlas_composites=(composites('{i}_blue_red_green.png'), None, None, '2 of 2 samples have no yellow stain'))
 
 @pytest.mark.parametrize('scheme', schemes)
@@ -114,7 +118,8 @@ missing = dict(
     npy=lambda d, img, name: np.save(d/f'{name}.npy', img[..., :3]),
     rgb=lambda d, img, name: write(d/f'{name}.png', img[..., :3].copy()),
     rgba=lambda d, img, name: Image.fromarray(img[..., :3].copy()).convert('RGBA').save(d/f'{name}.png'),
-    planes=lambda d, img, name: tifffile.imwrite(d/f'{name}.tif', np.moveaxis(img[..., :3], -1, 0), photometric='minisblack'),
+    planes=lambda d, img, name: tifffile.imwrite(d/f'{name}.tif', np.moveaxis(img[..., :3], -1, 0),
+                                                 photometric='minisblack'),
     named=lambda d, img, name: tifffile.imwrite(d/f'{name}.ome.tif', np.moveaxis(img[..., :3], -1, 0), metadata=dict(
         axes='CYX', Channel=dict(Name=['tubulin', 'GFP', 'DAPI']))))
 
@@ -161,11 +166,13 @@ def test_stacks(tmp_path, capsys):
         path = tmp_path/f'stack{i}.tif'
         tifffile.imwrite(path, z[:4 + i], imagej=True, metadata=dict(axes=axes))
         said = message(open_rgby, path)
-        assert f'{path}: a stack of {4 + i} planes without names; give a maximum projection' in said and 'channels=' in said
+        assert f'{path}: a stack of {4 + i} planes without names; give a maximum projection' in said
+        assert 'channels=' in said
         assert open_rgby(path, channels='red=0, green=1, blue=2').shape == (24, 20, 4)
         path.unlink()
     write(tmp_path/'c_red.tif', z)
-    assert 'c_red.tif: holds 5 planes; a red file holds one grey image' in message(open_channel, tmp_path/'c_red.tif', 'red')
+    said = message(open_channel, tmp_path/'c_red.tif', 'red')
+    assert 'c_red.tif: holds 5 planes; a red file holds one grey image' in said
 
 @pytest.mark.parametrize('compression', ['tiff_lzw', 'tiff_adobe_deflate', 'packbits', 'jpeg'])
 def test_compressed_tiffs(compression, tmp_path):
@@ -173,7 +180,8 @@ def test_compressed_tiffs(compression, tmp_path):
     for k, c in enumerate(CHANNELS): Image.fromarray(img[..., k]).save(tmp_path/f'a_{c}.tif', compression=compression)
     assert np.abs(open_rgby(find_samples(tmp_path)['a']).astype(int) - img).max() <= (compression == 'jpeg')
     if compression != 'tiff_lzw': return
-    for k, c in enumerate(CHANNELS): Image.fromarray(deep['a'][..., k]).save(tmp_path/f'a_{c}.tif', compression=compression)
+    for k, c in enumerate(CHANNELS):
+        Image.fromarray(deep['a'][..., k]).save(tmp_path/f'a_{c}.tif', compression=compression)
     assert np.abs(open_rgby(find_samples(tmp_path)['a']).astype(int) - img).max() <= 1
 
 def test_unknown_compression(tmp_path):
@@ -215,8 +223,12 @@ def test_huge_declared_sizes(tmp_path):
     "Refused before memory is taken"
     for name in ('a_red.png', 'b.npy'):
         with open(tmp_path/name, 'wb') as f:
-            if name == 'b.npy': np.lib.format.write_array_header_1_0(f, dict(descr='|u1', fortran_order=False, shape=(100_000, 100_000, 4)))
-            else: f.write(b'\x89PNG\r\n\x1a\n' + struct.pack('>I4sIIBBBBB', 13, b'IHDR', 100_000, 100_000, 8, 0, 0, 0, 0))
+            if name == 'b.npy':
+                about = dict(descr='|u1', fortran_order=False, shape=(100_000, 100_000, 4))
+                np.lib.format.write_array_header_1_0(f, about)
+            else:
+                f.write(b'\x89PNG\r\n\x1a\n')
+                f.write(struct.pack('>I4sIIBBBBB', 13, b'IHDR', 100_000, 100_000, 8, 0, 0, 0, 0))
     assert 'a_red.png: is 100000 × 100000 pixels' in message(open_channel, tmp_path/'a_red.png', 'red')
     message(open_rgby, tmp_path/'b.npy')
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from fastai.vision.all import (
-    accuracy, ClassificationInterpretation, CrossEntropyLossFlat, DataBlock, get_image_files, load_learner, MultiCategoryBlock,
-    nn, Resize, resnet18
+    accuracy, ClassificationInterpretation, CrossEntropyLossFlat, DataBlock, get_image_files, load_learner,
+    MultiCategoryBlock, nn, Resize, resnet18
 )
 
 from hpa_fastai.labels import DataError, read_labels
@@ -72,7 +72,8 @@ def test_predict_labels_a_new_image(either, expected, folder):
     for o in (folder/'one.npy', str(folder/'one.npy'), sample, img, tensor, tensor.float()/255):
         names, decided, probs = either.predict(o)
         assert torch.allclose(probs, expected[0], atol=1e-5)
-        assert torch.equal(decided, probs > .5) and list(names) == [either.dls.vocab[i] for i in torch.where(decided)[0]]
+        assert torch.equal(decided, probs > .5)
+        assert list(names) == [either.dls.vocab[i] for i in torch.where(decided)[0]]
 
 def test_an_image_of_the_pack_is_the_same_by_id_and_by_pixels(learn, pack):
     expected = learn.get_preds(dl=learn.dls.test_dl(pack.ids[:1]))[0][0]
@@ -80,8 +81,8 @@ def test_an_image_of_the_pack_is_the_same_by_id_and_by_pixels(learn, pack):
 
 def test_dl_of_new_images(either, expected, folder):
     samples = find_samples(folder/'test')
-    given = (folder/'test', str(folder/'test'), samples, list(samples.values()), [open_rgby(o) for o in samples.values()],
-             np.stack([open_rgby(o) for o in samples.values()]))
+    imgs = [open_rgby(o) for o in samples.values()]
+    given = folder/'test', str(folder/'test'), samples, list(samples.values()), imgs, np.stack(imgs)
     for o in given: assert torch.allclose(either.get_preds(dl=either.dls.test_dl(o))[0], expected, atol=1e-5)
     from_folder = either.get_preds(dl=source_dl(either.dls, folder/'test'))[0]
     assert torch.allclose(from_folder, expected, atol=1e-5), 'resized as the pack was'
@@ -116,7 +117,8 @@ def test_network_by_function_and_pretrained(dls):
 
 @pytest.mark.parametrize('kwargs, answer', [
     (dict(arch=resnet18), 'write body'), (dict(n_in=3), 'four channels'), (dict(cut=-2), 'nn.Sequential'),
-    (dict(normalize=False), 'batch_tfms'), (dict(y_range=(0, 1)), 'probability'), (dict(custom_head=nn.Identity()), 'HEADS'),
+    (dict(normalize=False), 'batch_tfms'), (dict(y_range=(0, 1)), 'probability'),
+    (dict(custom_head=nn.Identity()), 'HEADS'),
     (dict(weight='none'), 'did you mean weights'), (dict(metrics=accuracy), 'accuracy_multi'),
     (dict(loss_func=CrossEntropyLossFlat()), 'BCEWithLogitsLossFlat'),
     (dict(pretrained=True, weights='none'), 'leave out one of them')])

@@ -30,7 +30,8 @@ def test_a_list_satisfies_the_requirements(name):
     has = versions(name)
     lacking = {o.name for o in required if canonicalize_name(o.name) not in has}
     assert lacking <= {'iterative-stratification'}
-    assert all(o.specifier.contains(has[canonicalize_name(o.name)]) for o in required if canonicalize_name(o.name) in has)
+    assert all(o.specifier.contains(has[canonicalize_name(o.name)])
+               for o in required if canonicalize_name(o.name) in has)
 
 def test_oldest_are_the_lowest():
     has = versions('oldest')
@@ -42,7 +43,8 @@ def test_oldest_are_the_lowest():
 def make_wheel(index, name, version):
     with zipfile.ZipFile(index/f'{name}-{version}-py3-none-any.whl', 'w') as z:
         z.writestr(f'{name}-{version}.dist-info/METADATA', f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')
-        z.writestr(f'{name}-{version}.dist-info/WHEEL', 'Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
+        z.writestr(f'{name}-{version}.dist-info/WHEEL',
+                   'Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
         z.writestr(f'{name}-{version}.dist-info/RECORD', '')
 
 @pytest.fixture(scope='module')
@@ -57,7 +59,8 @@ def wheel(tmp_path_factory):
              '--wheel-dir', str(place), str(place/'tree')]
     locked = ['unshare', '--map-root-user', '--mount', 'sh', '-c',
               'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && ! touch "$0/x" 2>/dev/null && exec "$@"']
-    can_lock = shutil.which('unshare') and not subprocess.run([*locked, place/'tree', 'true'], capture_output=True).returncode
+    tried = [*locked, place/'tree', 'true']
+    can_lock = shutil.which('unshare') and not subprocess.run(tried, capture_output=True).returncode
     done = subprocess.run([*locked, place/'tree', *build] if can_lock else build, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     left = {o.name for o in (place/'tree').iterdir()}
@@ -92,7 +95,8 @@ def test_asymmetric_loss_is_timms(reduction):
     "timm's own, from 1.0.31 on, value by value, with weights and soft targets"
     from timm.loss import AsymmetricLossMultiLabel
     torch.manual_seed(0)
-    logits, targs, weight, pos_weight = 5*torch.randn(64, 28), torch.rand(64, 28).round(decimals=1), torch.rand(28), torch.rand(28)
+    logits, targs = 5*torch.randn(64, 28), torch.rand(64, 28).round(decimals=1)
+    weight, pos_weight = torch.rand(28), torch.rand(28)
     try: theirs = AsymmetricLossMultiLabel(3., .5, .1, weight=weight, pos_weight=pos_weight, reduction=reduction)
     except TypeError: pytest.skip('timm is older than 1.0.31')
     ours = AsymmetricLoss(3., .5, .1, weight, pos_weight, reduction)

@@ -75,7 +75,8 @@ def test_it_is_found_by_its_name(ships, folder):
 def test_half_precision_becomes_single(ships):
     stored = safetensors.torch.load_file(ships/'fold0/model.safetensors')
     for k, v in Predictor.load('simulated', 'cpu').models[0].state_dict().items():
-        assert v.dtype == (torch.float32 if v.is_floating_point() else torch.int64) and torch.equal(v, stored[k].to(v.dtype))
+        assert v.dtype == (torch.float32 if v.is_floating_point() else torch.int64)
+        assert torch.equal(v, stored[k].to(v.dtype))
 
 def test_a_folder_of_that_name_is_reached_by_its_path(ships, tmp_path, monkeypatch, capsys):
     mine = make_network(tmp_path/'simulated', half=False)
@@ -98,7 +99,8 @@ def test_it_is_packaged():
 def test_the_command_needs_no_run(ships, folder, tmp_path, capsys):
     hpa_predict(images=str(folder), out=str(tmp_path/'labels.csv'), device='cpu')
     said = printed(capsys)
-    assert "network: 'simulated'" in said and '4 images labelled; of' in said and said.count('µm per pixel unknown') == 1
+    assert "network: 'simulated'" in said and '4 images labelled; of' in said
+    assert said.count('µm per pixel unknown') == 1
     df = pd.read_csv(tmp_path/'labels.csv', keep_default_na=False)
     assert list(df.columns) == ['Id', 'Labels', 'Trust', 'Flags', *LABELS]
     for labels, words in zip(df.Labels, df.Trust):
@@ -179,12 +181,13 @@ def test_the_scale_is_read_from_the_files(network, tmp_path, capsys):
     (tmp_path/'images').mkdir()
     planes = np.moveaxis(same_field(192), -1, 0)
     tifffile.imwrite(tmp_path/'images/a.ome.tif', planes, metadata=dict(
-        axes='CYX', Channel=dict(Name=['tubulin', 'GFP', 'DAPI', 'Calnexin']), PhysicalSizeX=um/2, PhysicalSizeXUnit='µm',
-        PhysicalSizeY=um/2, PhysicalSizeYUnit='µm'))
+        axes='CYX', Channel=dict(Name=['tubulin', 'GFP', 'DAPI', 'Calnexin']),
+        PhysicalSizeX=um/2, PhysicalSizeXUnit='µm', PhysicalSizeY=um/2, PhysicalSizeYUnit='µm'))
     predictor = Predictor.load(network, 'cpu')
     df = predictor.predict_folder(tmp_path/'images')
     assert f'brought to {um} µm per pixel' in printed(capsys)
-    np.testing.assert_allclose(df[list(LABELS)].to_numpy(), predictor.predict_probs([same_field(192)], um=um/2), atol=1e-3)
+    probs = predictor.predict_probs([same_field(192)], um=um/2)
+    np.testing.assert_allclose(df[list(LABELS)].to_numpy(), probs, atol=1e-3)
     given = predictor.predict_folder(tmp_path/'images', um=um)
     assert not np.allclose(given[list(LABELS)], df[list(LABELS)], atol=1e-3)
 
@@ -206,7 +209,8 @@ def test_another_scale_is_another_job(network, folder, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt): predictor.predict_folder(folder, out, bs=2, um=.2)
     asked.append(0)
     calls = []
-    monkeypatch.setattr(Networks, '_ask', lambda self, prepared, n: calls.append(len(prepared)) or ask(self, prepared, n))
+    def counted(self, prepared, n): return calls.append(len(prepared)) or ask(self, prepared, n)
+    monkeypatch.setattr(Networks, '_ask', counted)
     predictor.predict_folder(folder, out, bs=2, um=.2)
     assert calls == [2]     # the first batch was kept
 

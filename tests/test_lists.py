@@ -84,6 +84,7 @@ def test_any_bytes(tmp_path_factory, content):
 def test_folds_and_marks_name_the_row():
     df = pd.DataFrame(dict(Id=['a', 'b'], fold=['0', '1e30'], train_only=['no', 'perhaps']))
     assert message(fold_numbers, df, 'fold', 'folds.csv').startswith("folds.csv: row 2: fold is '1e30' (Id b); write a")
-    assert message(yes_rows, df, 'train_only', 'train.csv').startswith("train.csv: row 2: train_only is 'perhaps' (Id b)")
+    said = message(yes_rows, df, 'train_only', 'train.csv')
+    assert said.startswith("train.csv: row 2: train_only is 'perhaps' (Id b)")
     for wrong in ('½', '1\n2', 'nan', '', '-2', '1.5', 'inf'): message(fold_numbers, df.assign(fold=['0', wrong]))
     assert np.array_equal(fold_numbers(df.assign(fold=['-1', '3'])), [-1, 3])

@@ -38,7 +38,8 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp('scale')/'run'
     net = rgby_model('test_resnet', head='linear', weights=None).eval()
     (folder/'fold0').mkdir(parents=True)
-    safetensors.torch.save_file({k: v.contiguous() for k, v in net.state_dict().items()}, folder/'fold0/model.safetensors')
+    tensors = {k: v.contiguous() for k, v in net.state_dict().items()}
+    safetensors.torch.save_file(tensors, folder/'fold0/model.safetensors')
     save_config(folder, net.config, size, np.full(4, .5), np.full(4, .3), views=dict(n=1), bs=bs)
     record_networks(folder)
     FixedRule(.5).fit(np.zeros((1, 28)), np.zeros((1, 28))).save(folder/'thresholds.json')
@@ -183,7 +184,8 @@ def test_processes_share_and_take_over(images, tmp_path):
     first.send_signal(signal.SIGKILL)
     first.communicate()
     said = [o.communicate()[0] for o in others]
-    assert [o.returncode for o in others] == [0, 0] and all(o.splitlines()[-1].startswith('  ') or '29' in o for o in said)
+    assert [o.returncode for o in others] == [0, 0]
+    assert all(o.splitlines()[-1].startswith('  ') or '29' in o for o in said)
     assert out.read_text() == expected(images) and not left(tmp_path)
     killed = {i for i, pid in lines() if int(pid) == first.pid}
     asked = [i for i, pid in lines() if int(pid) != first.pid]
@@ -197,7 +199,8 @@ def test_two_launched_commands(images, run, tmp_path):
     launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '--']
     args = ['--run', run, '--images', images, '--out', tmp_path/'labels.csv', '--device', 'cpu']
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
-    done = subprocess.run([*launcher, *map(str, [tmp_path/'predict.py', *args])], env=env, capture_output=True, text=True)
+    command = [*launcher, *map(str, [tmp_path/'predict.py', *args])]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count('labelled') + done.stdout.count('written it before') == 1
     assert (tmp_path/'labels.csv').read_bytes() == (tmp_path/'whole.csv').read_bytes() and not left(tmp_path)

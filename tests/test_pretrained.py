@@ -1,6 +1,7 @@
 """Weights from elsewhere: each kind against its authors' forward pass, written out here in plain operations.
 
-The files are random and small, laid out as the authors' are; images are uint8, and preprocessing is part of the comparison.
+The files are random and small, laid out as the authors' are; images are uint8, and preprocessing is part of the
+comparison.
 """
 import math
 from argparse import Namespace
@@ -56,7 +57,8 @@ def dino_shapes(width=128, depth=3, grid=4, patch=8, channels=4, gamma=False):
 
 def dino4cells_file(path, **kwargs):
     tensors = random_tensors(dino_shapes(**kwargs))
-    head = {'module.head.mlp.0.weight': torch.randn(8, tensors['cls_token'].shape[-1]), 'module.head.last_layer.weight_v': torch.randn(9, 8)}
+    head = {'module.head.mlp.0.weight': torch.randn(8, tensors['cls_token'].shape[-1]),
+            'module.head.last_layer.weight_v': torch.randn(9, 8)}
     teacher = {f'module.backbone.{k}': v for k, v in tensors.items()} | head
     student = {k: torch.randn_like(v) for k, v in teacher.items()}
     torch.save(dict(student=student, teacher=teacher, optimizer=dict(state={}, param_groups=[dict(lr=.1)]), epoch=100,
@@ -68,7 +70,8 @@ def cell_dino_file(path, depth=4, chunk=2, **kwargs):
     def chunked(k):
         parts = k.split('.')
         return '.'.join(['blocks', str(int(parts[1])//chunk), *parts[1:]]) if parts[0] == 'blocks' else k
-    torch.save({chunked(k): v for k, v in tensors.items()} | dict(mask_token=torch.randn(1, tensors['cls_token'].shape[-1])), path)
+    mask = dict(mask_token=torch.randn(1, tensors['cls_token'].shape[-1]))
+    torch.save({chunked(k): v for k, v in tensors.items()} | mask, path)
     return tensors
 
 def subcell_shapes(width=128, depth=2, grid=4, patch=8, channels=4, hidden=24, heads=2):
@@ -85,7 +88,8 @@ def subcell_shapes(width=128, depth=2, grid=4, patch=8, channels=4, hidden=24, h
             shapes |= {f'encoder.layer.{i}.{name}.weight': (width,), f'encoder.layer.{i}.{name}.bias': (width,)}
     shapes |= {'layernorm.weight': (width,), 'layernorm.bias': (width,)}
     shapes = {f'encoder.{k}': v for k, v in shapes.items()}
-    for o in 'vu': shapes |= {f'pool_model.attention_{o}.1.weight': (hidden, width), f'pool_model.attention_{o}.1.bias': (hidden,)}
+    for o in 'vu':
+        shapes |= {f'pool_model.attention_{o}.1.weight': (hidden, width), f'pool_model.attention_{o}.1.bias': (hidden,)}
     return shapes | {'pool_model.attention.weight': (heads, hidden), 'pool_model.attention.bias': (heads,)}
 
 def subcell_file(path, **kwargs):
@@ -165,7 +169,8 @@ def subcell_pooled(t, x):
     "SubCell's features of uint8 images, whose channels are in its order"
     low, high = (f(x, (1, 2, 3), keepdim=True) for f in (torch.amin, torch.amax))
     x = (x - low)/(high - low + 1e-6)
-    width, patch = t['encoder.embeddings.cls_token'].shape[-1], t['encoder.embeddings.patch_embeddings.projection.weight'].shape[-1]
+    width = t['encoder.embeddings.cls_token'].shape[-1]
+    patch = t['encoder.embeddings.patch_embeddings.projection.weight'].shape[-1]
     def norm(x, name): return F.layer_norm(x, (width,), t[f'encoder.{name}.weight'], t[f'encoder.{name}.bias'], 1e-12)
     def linear(name, x): return F.linear(x, t[f'{name}.weight'], t[f'{name}.bias'])
     at = 'encoder.embeddings'
@@ -174,13 +179,16 @@ def subcell_pooled(t, x):
     places = positions[:, 1:].reshape(1, n, n, width).permute(0, 3, 1, 2)
     if n != grid: places = F.interpolate(places, size=(grid, grid), mode='bicubic', align_corners=False)
     places = places.permute(0, 2, 3, 1).reshape(1, -1, width)
-    x = F.conv2d(x, t[f'{at}.patch_embeddings.projection.weight'], t[f'{at}.patch_embeddings.projection.bias'], stride=patch)
+    projection = f'{at}.patch_embeddings.projection'
+    x = F.conv2d(x, t[f'{projection}.weight'], t[f'{projection}.bias'], stride=patch)
     x = torch.cat([t[f'{at}.cls_token'].expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], 1)
     x = x + torch.cat([positions[:, :1], places], 1)
     for i in range(sum('layernorm_before.weight' in k for k in t)):
         at = f'encoder.encoder.layer.{i}'
-        def qkv(y): return torch.cat([linear(f'{at}.attention.attention.{o}', y) for o in ('query', 'key', 'value')], -1)
-        x = x + attention(norm(x, f'encoder.layer.{i}.layernorm_before'), qkv, partial(linear, f'{at}.attention.output.dense'), width//64)
+        def qkv(y):
+            return torch.cat([linear(f'{at}.attention.attention.{o}', y) for o in ('query', 'key', 'value')], -1)
+        y, output = norm(x, f'encoder.layer.{i}.layernorm_before'), partial(linear, f'{at}.attention.output.dense')
+        x = x + attention(y, qkv, output, width//64)
         y = norm(x, f'encoder.layer.{i}.layernorm_after')
         x = x + linear(f'{at}.output.dense', F.gelu(linear(f'{at}.intermediate.dense', y)))
     x = norm(x, 'layernorm')
@@ -202,11 +210,13 @@ def bestfitting_logits(t, net, x):
     x = torch.stack([(x[:, i]/255 - mean[i])/std[i] for i in range(4)], 1)
     f = net.features
     x = F.max_pool2d(f.pool0(f.relu0(f.norm0(f.conv0(x)))), 2, stride=2)
-    for name in ('denseblock1', 'transition1', 'denseblock2', 'transition2', 'denseblock3', 'transition3', 'denseblock4', 'norm5'):
+    for name in ('denseblock1', 'transition1', 'denseblock2', 'transition2', 'denseblock3', 'transition3',
+                 'denseblock4', 'norm5'):
         x = f.get_submodule(name)(x)
     x = F.relu(x)
     x = torch.cat([F.adaptive_avg_pool2d(x, 1), F.adaptive_max_pool2d(x, 1)], 1).flatten(1)
-    def norm(x, n): return F.batch_norm(x, t[f'{n}.running_mean'], t[f'{n}.running_var'], t[f'{n}.weight'], t[f'{n}.bias'])
+    def norm(x, n):
+        return F.batch_norm(x, t[f'{n}.running_mean'], t[f'{n}.running_var'], t[f'{n}.weight'], t[f'{n}.bias'])
     x = F.relu(F.linear(norm(x, 'bn1'), t['fc1.weight'], t['fc1.bias']))
     return F.linear(norm(x, 'bn2'), t['logit.weight'], t['logit.bias'])
 
@@ -229,7 +239,8 @@ def test_cell_dino(tmp_path, patch, size):
     assert found.source == 'Cell-DINO' and 'Noncommercial' in found.licence
 
 at = dict(red=0, green=1, blue=2, yellow=3)
-orders = dict(all=('all_channels', ['red', 'yellow', 'blue', 'green']), rbg=('MT-DNA-Protein', ['red', 'blue', 'green']),
+orders = dict(all=('all_channels', ['red', 'yellow', 'blue', 'green']),
+              rbg=('MT-DNA-Protein', ['red', 'blue', 'green']),
               ybg=('ER-DNA-Protein', ['yellow', 'blue', 'green']), bg=('DNA-Protein', ['blue', 'green']))
 
 @pytest.mark.parametrize('name', orders)
@@ -322,20 +333,25 @@ def test_hostile_and_unknown_files(tmp_path):
     named = {f'backbone.{k}': v for k, v in t.items()}
     refused(tmp_path, {'conv1.weight': torch.zeros(3)}, 'not the weights of a known network')
     refused(tmp_path, dict(teacher=named, args=partial(print, 'taken over')), 'not weights that can be read safely')
-    refused(tmp_path, named | {'backbone.blocks.99999999.norm1.weight': torch.ones(3)}, 'no vision transformer of a known kind')
+    refused(tmp_path, named | {'backbone.blocks.99999999.norm1.weight': torch.ones(3)},
+            'no vision transformer of a known kind')
     refused(tmp_path, {k: v for k, v in named.items() if 'fc2' not in k}, 'first 0.model.blocks.0.mlp.fc2')
     refused(tmp_path, named | {'backbone.norm.bias': torch.zeros(7)}, 'first 0.model.norm.bias')
     refused(tmp_path, named | {'backbone.pos_embed': torch.zeros(5)}, 'pos_embed has the shape (5,)')
     refused(tmp_path, named | {'backbone.extra': torch.zeros(5)}, 'left over')
     refused(tmp_path, named, 'give a multiple of 8', size=33)
-    refused(tmp_path, {f'backbone.{k}': v for k, v in random_tensors(dino_shapes(depth=1, channels=5)).items()}, 'for 5 channels')
+    five = random_tensors(dino_shapes(depth=1, channels=5))
+    refused(tmp_path, {f'backbone.{k}': v for k, v in five.items()}, 'for 5 channels')
     refused(tmp_path, named | {'backbone.norm.bias': torch.full((128,), float('nan'))}, 'holds nan')
 
 def test_hostile_subcell(tmp_path):
     t = random_tensors(subcell_shapes(depth=1))
-    refused(tmp_path, {k: v for k, v in t.items() if 'attention.key' not in k}, 'lacks its tensor blocks.0.attention.attention.key')
-    refused(tmp_path, {k: v for k, v in t.items() if 'attention_u' not in k}, 'lacks its tensor pool_model.attention_u.1.weight')
-    refused(tmp_path, random_tensors(subcell_shapes(depth=1, channels=3)), 'give stains: red,blue,green or yellow,blue,green')
+    refused(tmp_path, {k: v for k, v in t.items() if 'attention.key' not in k},
+            'lacks its tensor blocks.0.attention.attention.key')
+    refused(tmp_path, {k: v for k, v in t.items() if 'attention_u' not in k},
+            'lacks its tensor pool_model.attention_u.1.weight')
+    refused(tmp_path, random_tensors(subcell_shapes(depth=1, channels=3)),
+            'give stains: red,blue,green or yellow,blue,green')
     refused(tmp_path, classifier_file(tmp_path/'c.pth'), 'give the file of the network, too')
     torch.save(t, tmp_path/'a.pth')
     classifier_file(tmp_path/'b.pth', width=99)

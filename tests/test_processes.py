@@ -118,7 +118,8 @@ def test_neighbours_in_two_processes(cells, tmp_path):
 def test_the_command_in_two_processes(cells, tmp_path):
     "Of what is wrong the first process tells you, and nobody waits for ever"
     command = ['--no-python', Path(sys.executable).with_name('hpa-train'), '--data', cells, '--out', tmp_path/'run']
-    start = launch(*command, '--device', 'cpu', '--workers', 0, '--distribute', 'data', '--recipe', 'demo', '--set', 'bs=15')
+    start = launch(*command, '--device', 'cpu', '--workers', 0, '--distribute', 'data', '--recipe', 'demo',
+                   '--set', 'bs=15')
     printed = wait(start, 120)
     assert start.returncode and printed.count('bs is 15, which 2 processes cannot share equally') == 1
 

@@ -86,6 +86,20 @@ def test_notebook(nb):
     assert not any(o['output_type'] == 'error' for o in outputs)
     assert not any('Warning' in ''.join(o['text']) for o in outputs if o.get('name') == 'stderr')
 
+def code_lines():
+    "Where each line of code stands, and the line: in notebooks, tests, tools and benchmarks"
+    for nb in notebooks:
+        for i, (kind, source) in enumerate(cells(nb)):
+            if kind == 'code': yield from ((f'{nb.name}, cell {i}', l) for l in source.splitlines())
+    for path in [o for folder in ('tests', 'tools', 'benchmarks') for o in sorted((root/folder).glob('**/*.py'))]:
+        lines = path.read_text(encoding='utf-8').splitlines()
+        yield from ((f'{path.relative_to(root)}, line {i}', l) for i, l in enumerate(lines, 1))
+
+def test_lines_are_short():
+    "At most 120 characters; a rendered page cuts off the rest"
+    too_long = [f'{where}: {len(l)} characters' for where, l in code_lines() if len(l) > 120]
+    assert not too_long, '\n'.join(too_long)
+
 # Each part may import from the parts named before it. The simulator comes last in the book, but needs only the ground.
 floors = ['ground', 'images', 'simulate', 'data', 'models', 'train', 'decide', 'explain', 'runs', 'app', 'cli']
 

@@ -241,7 +241,8 @@ def test_mistake_in_a_file_is_one_line(text, tmp_path):
 
 @pytest.mark.parametrize('key, value, says', [
     ('bs', '[', 'recipe default, bs: not YAML'), ('bs', '0', 'bs is 0, but should be'),
-    ('bs', '- '*3_000, 'recipe default, bs: not YAML (nested too deeply'), ('bs', '!!binary aGk=', 'no anchors, aliases or tags'),
+    ('bs', '- '*3_000, 'recipe default, bs: not YAML (nested too deeply'),
+    ('bs', '!!binary aGk=', 'no anchors, aliases or tags'),
     ('phases.0', '{epochs: 0}', 'phase 1: epochs is 0'), ('phases.x', '{}', 'has no phases.x; there are 0, 1'),
     ('phases.9', '{}', 'has no phases.9; there are 0, 1'), ('lr', float('nan'), 'phase 2: lr is nan'),
     ('phases.0.lr', '.inf', 'phase 1: lr is inf'), ('bs', np.int64(8), 'bs is')])
@@ -262,7 +263,8 @@ misnamed = {
     'augment: {gain: a bit}': "augment: gain is 'a bit', but should be a number",
     'augment: {stats: [0, 1]}': "augment: unknown key 'stats'",
     'sampling_args: {most: 2}': "sampling_args: unknown key 'most'; there are none",
-    'sampling: repeat\nsampling_args: {treshold: 2}': "sampling_args: unknown key 'treshold'; did you mean 'threshold'?",
+    'sampling: repeat\nsampling_args: {treshold: 2}':
+        "sampling_args: unknown key 'treshold'; did you mean 'threshold'?",
     'sampling: inverse\nsampling_args: {most: .5}': 'sampling_args: ',
     'sampling: inverse\nsampling_args: {rule: x}': "sampling_args: rule is 'x'; choose 'inverse'",
     'sampling: rare\nsampling_args: {factors: {28: 4}}': 'sampling_args: factors is {28: 4}, but should be',
@@ -278,8 +280,10 @@ misnamed = {
     'phases: [{loss: focal, loss_args: {gama: 1}}]': "phase 1, loss_args: unknown key 'gama'",
     'phases: [{loss_args: {gamma: 1}}]': 'phase 1: loss_args without loss; name it, too',
     'phases: [{schedule: sine}]': "no schedule 'sine'; there are one_cycle",
-    'phases: [{schedule_args: {pct_strat: .3}}]': "phase 1, schedule_args: unknown key 'pct_strat'; did you mean 'pct_start'",
-    'phases: [{schedule_args: {pct_start: 3}}]': 'phase 1, schedule_args: pct_start is 3, but should be a number from 0',
+    'phases: [{schedule_args: {pct_strat: .3}}]':
+        "phase 1, schedule_args: unknown key 'pct_strat'; did you mean 'pct_start'",
+    'phases: [{schedule_args: {pct_start: 3}}]':
+        'phase 1, schedule_args: pct_start is 3, but should be a number from 0',
     'phases: [{schedule_args: {cbs: 3}}]': "phase 1, schedule_args: unknown key 'cbs'",
     'phases: [{schedule: cycles, schedule_args: {n_cycles: 0}}]': 'schedule_args: n_cycles is 0, but should be',
     'phases: [{schedule: cycles, schedule_args: {nope: 0}}]': "schedule_args: unknown key 'nope'",
@@ -294,7 +298,8 @@ misnamed = {
     'thresholds: FixedRule\nthreshold_args: {treshold: .3}': "threshold_args: unknown key 'treshold'; did you mean",
     'thresholds: FixedRule\nthreshold_args: {threshold: 3}': 'threshold_args: threshold is 3, but should be',
     'thresholds: MeanRule\nthreshold_args: {rules: [ClassRule]}': 'threshold_args: ',
-    'thresholds: SoftF1Rule\nthreshold_args: {halves: 1000000000}': 'threshold_args: halves is 1000000000, but should be',
+    'thresholds: SoftF1Rule\nthreshold_args: {halves: 1000000000}':
+        'threshold_args: halves is 1000000000, but should be',
     'thresholds: RatioRule\nthreshold_args: {shares: [.1, .2]}': 'threshold_args: ',
     'model_args: {nope: 1}': "resnet34 takes no argument 'nope'",
     'model_args: {pretrained: true}': "resnet34 takes no argument 'pretrained'",
@@ -344,9 +349,9 @@ def test_text_that_looks_like_a_number_stays_text(tmp_path):
     (tmp_path/'mine.yaml').write_text('name: 2018-10-05')
     assert Recipe.load(tmp_path/'mine.yaml').name == '2018-10-05'
 
-odd = [None, True, False, 0, 1, -1, 3, 10**9, 10**400, .5, -.5, 1e300, float('nan'), float('inf'), '', 'x', 'none', 'all',
-       '\x00', '\ud800', 'é\n', 'a:b', '../x', [], [1], ['x'], [[]], [None], {}, {'x': 1}, {1: 2}, {None: 1}, {'lr': {}},
-       [{}], 'auto', 'focal', 'MeanRule', 'cycles', 8]
+odd = [None, True, False, 0, 1, -1, 3, 10**9, 10**400, .5, -.5, 1e300, float('nan'), float('inf'), '', 'x', 'none',
+       'all', '\x00', '\ud800', 'é\n', 'a:b', '../x', [], [1], ['x'], [[]], [None], {}, {'x': 1}, {1: 2}, {None: 1},
+       {'lr': {}}, [{}], 'auto', 'focal', 'MeanRule', 'cycles', 8]
 
 def places(o, at=()):
     for k, v in o.items() if isinstance(o, dict) else enumerate(o):
@@ -360,7 +365,8 @@ def swapped(d, rng):
         *path, last = rng.choice(list(places(d)))
         o = d
         for k in path: o = o[k]
-        if isinstance(o, dict) and rng.random() < .1: o[rng.choice(['x', 1, None, 'gain', 'lr', 'monitor'])] = o.pop(last)
+        if isinstance(o, dict) and rng.random() < .1:
+            o[rng.choice(['x', 1, None, 'gain', 'lr', 'monitor'])] = o.pop(last)
         else: o[last] = deepcopy(rng.choice(odd))
     return d
 

@@ -18,9 +18,10 @@ from hpa_fastai.simulate.dataset import simulate_field
 hostile = ['<script>alert(1)<br><!--', '"><img src=x onerror=alert(1)>', "it's & \"that\", twice", ' spaces ']
 
 def make_run(path, n=60, simulated=True, networks=True):
-    "A run with random networks, in which image 10 lacks a label and the last image is a copy of image 11 with another one"
+    "A run with random networks; image 10 lacks a label, and the last image is a copy of image 11 with another one"
     rng, ids = np.random.default_rng(0), hostile + [f'i{k:03}' for k in range(len(hostile), n)]
-    true = np.eye(28, dtype=int)[np.arange(n) % 28] | np.eye(28, dtype=int)[np.where(np.arange(n) % 3, 25, np.arange(n) % 28)]
+    one_hot, k = np.eye(28, dtype=int), np.arange(n)
+    true = one_hot[k % 28] | one_hot[np.where(k % 3, 25, k % 28)]
     true[-1] = true[11]
     probs = 1/(1 + np.exp(-rng.normal(np.where(true, 2, -4), 1)))
     probs[10, 7], probs[12, 12] = .999, 1e-6
@@ -35,7 +36,8 @@ def make_run(path, n=60, simulated=True, networks=True):
     rule.save(path/'thresholds.json')
     write_json(path/'scores.json', dict(macro_f1=.5, macro_f1_in_sample=.6, macro_f1_floor=.1, mean_ap=.7))
     (path/'recipe.yaml').write_text('name: </pre><script>alert(2)</script>\n', encoding='utf-8')
-    fields = [simulate_field(list(np.flatnonzero(t)), size=64, um_per_px=1.28, seed=k).image for k, t in enumerate(true)]
+    fields = [simulate_field(list(np.flatnonzero(t)), size=64, um_per_px=1.28, seed=k).image
+              for k, t in enumerate(true)]
     fields[-1] = fields[11]
     build_pack(dict(zip(ids, fields)), path/'packs/train-64', 64, workers=0, reader=lambda o: o, progress=False).close()
     args = dict(body='resnet10t', n_out=28, head='linear', channels=[8, 16, 32, 64], stem_width=8, output_stride=8)
@@ -47,7 +49,8 @@ def make_run(path, n=60, simulated=True, networks=True):
     record_networks(path)
     return path
 
-def read_data(html): return json.loads(re.search('<script type="application/json" id="data">(.*?)</script>', html, re.S)[1])
+def read_data(html):
+    return json.loads(re.search('<script type="application/json" id="data">(.*?)</script>', html, re.S)[1])
 
 def read_logits(images):
     logits = np.frombuffer(base64.b64decode(images['logits']), '<i2').reshape(-1, 28)/2048
@@ -88,7 +91,8 @@ def test_only_our_script_may_run(html):
     assert 'innerHTML' not in scripts[0] and not re.search(r'\bfetch\(|XMLHttp|import\(|eval\(', scripts[0])
 
 def test_whatever_is_foreign_is_escaped(html):
-    assert '&lt;script&gt;alert(2)&lt;/script&gt;' in html and '<title>a &lt;b&gt; &amp; &quot;c&quot; (simulated cells):' in html
+    assert '&lt;script&gt;alert(2)&lt;/script&gt;' in html
+    assert '<title>a &lt;b&gt; &amp; &quot;c&quot; (simulated cells):' in html
     assert '<img src=x' not in html and '<t2>' not in html
     for link in re.findall(r'(?:src|href)="(.*?)"', html):
         assert link.startswith(('data:image/', '#', 'https://www.proteinatlas.org/humanproteome/subcellular/',
@@ -99,7 +103,8 @@ def test_heat_by_the_network_that_had_not_learnt_from_the_image(html):
         assert heat and all(len(base64.b64decode(o)) == 256 for o in heat.values()), row
 
 def test_the_title_says_simulated_only_where_it_is_so(tmp_path):
-    html = write_report(make_run(tmp_path/'real', 30, simulated=False, networks=False), examples=2).read_text(encoding='utf-8')
+    run = make_run(tmp_path/'real', 30, simulated=False, networks=False)
+    html = write_report(run, examples=2).read_text(encoding='utf-8')
     assert '<title>real:' in html and 'imulated cells' not in html and 'There are no heat maps' in html
     assert all(not o[2] for o in read_data(html)['pictures'])
 

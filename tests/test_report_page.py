@@ -1,4 +1,4 @@
-"""The page of a run in a real browser: sort, filter, browse, look at stains and heat, correct a label and save the list.
+"""The page of a run in a real browser: sort, filter, browse, see stains and heat, correct a label and save the list.
 
 Needs Chromium (`apt-get install chromium`) and the Python package playwright; skipped where one of them is missing."""
 import shutil
@@ -9,9 +9,11 @@ from hpa_fastai.runs.folder import RunFolder
 from hpa_fastai.runs.report import write_report
 from test_report import hostile, make_run
 
-chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'))), None)
+browsers = 'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'
+chromium = next(filter(None, map(shutil.which, browsers)), None)
 if not chromium: pytest.skip('no Chromium to open the page in (apt-get install chromium)', allow_module_level=True)
-playwright = pytest.importorskip('playwright.sync_api', reason='the page is opened by playwright (pip install playwright)')
+playwright = pytest.importorskip('playwright.sync_api',
+                                 reason='the page is opened by playwright (pip install playwright)')
 
 expect = playwright.expect
 
@@ -74,7 +76,8 @@ def test_nothing_is_cut(page):
     }).map(o => o.outerHTML.slice(0, 200))""")
     assert not wide and page.evaluate('document.documentElement.scrollWidth <= innerWidth')
     row = page.locator('#labels tbody tr').first
-    for name in ('precision', 'recall', 'images'): assert row.locator(f'[data-name={name}]').bounding_box()['width'] > 20
+    for name in ('precision', 'recall', 'images'):
+        assert row.locator(f'[data-name={name}]').bounding_box()['width'] > 20
 
 def test_every_control_has_a_name(page):
     assert page.evaluate("""() => [...document.querySelectorAll('input, select, button')].filter(o =>
@@ -88,9 +91,10 @@ def test_sort_and_filter_labels(page, run, tmp_path):
     page.select_option('#label-sort', 'images down')
     assert names(page)[0] == 'Cytosol'
     page.fill('#label-find', 'nucleol')
-    assert set(names(page)) == {'Nucleoli', 'Nucleoli fibrillar center'} and page.inner_text('#label-count') == 'shown: 2 of 28'
+    found = {'Nucleoli', 'Nucleoli fibrillar center'}
+    assert set(names(page)) == found and page.inner_text('#label-count') == 'shown: 2 of 28'
     df = pd.read_csv(saved(page, '#label-save', tmp_path/'labels.csv'))
-    assert set(df.label) == {'Nucleoli', 'Nucleoli fibrillar center'} and df.images.sum() == table.set_index('label').support[df.label].sum()
+    assert set(df.label) == found and df.images.sum() == table.set_index('label').support[df.label].sum()
 
 def test_browse_images(page, run):
     folder = RunFolder(run)
@@ -152,7 +156,8 @@ def test_a_label_is_corrected(page, run, tmp_path):
 
 def test_other_columns_are_kept(page, run, tmp_path):
     "A list with other columns, another order and further images is changed in one row only"
-    df = pd.read_csv(run/'oof.csv', dtype=str, keep_default_na=False)[['Target', 'Id']].assign(antibody='HPA1, "rabbit"')
+    df = pd.read_csv(run/'oof.csv', dtype=str, keep_default_na=False)[['Target', 'Id']]
+    df = df.assign(antibody='HPA1, "rabbit"')
     df.loc[len(df)] = ['5', 'elsewhere', '']
     df = df[::-1]
     df.to_csv(tmp_path/'mine.csv', index=False, lineterminator='\r\n')
@@ -163,7 +168,8 @@ def test_other_columns_are_kept(page, run, tmp_path):
     expect(page.locator('#base-said')).to_contain_text('61 rows')
     after = pd.read_csv(saved(page, '#changes-save', tmp_path/'train.csv'), dtype=str, keep_default_na=False)
     differ = (after != df.reset_index(drop=True)).any(axis=1)
-    assert after.columns.tolist() == ['Target', 'Id', 'antibody'] and after.Id[differ].tolist() == [RunFolder(run).ids[10]]
+    assert after.columns.tolist() == ['Target', 'Id', 'antibody']
+    assert after.Id[differ].tolist() == [RunFolder(run).ids[10]]
     (tmp_path/'other.csv').write_text('Id,Target\nx,1\n')
     page.set_input_files('#changes-base', tmp_path/'other.csv')
     expect(page.locator('#base-said')).to_contain_text('lacks 60 images')

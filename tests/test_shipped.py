@@ -11,7 +11,8 @@ torch.set_num_threads(1)
 def test_small_and_complete():
     files = {o.name: o.stat().st_size for o in (SHIPPED/'simulated').rglob('*') if o.is_file()}
     assert sum(files.values()) < 12_000_000
-    assert {'model.json', 'model.safetensors', 'thresholds.json', 'trust.json', 'conformal.json', 'card.md'} <= set(files)
+    needed = {'model.json', 'model.safetensors', 'thresholds.json', 'trust.json', 'conformal.json', 'card.md'}
+    assert needed <= set(files)
     card = (SHIPPED/'simulated/card.md').read_text(encoding='utf-8')
     assert all(f'| {o} |' in card for o in LABELS)
 

@@ -53,7 +53,8 @@ def few(tmp_path_factory):
 
 def few_shot(**changes):
     "The recipe, for the tiny network"
-    return load_recipe('few_shot').override(size=64, body='test_resnet', **{'phases.0.schedule_args.passes': 2}, **changes)
+    more = {'phases.0.schedule_args.passes': 2, **changes}
+    return load_recipe('few_shot').override(size=64, body='test_resnet', **more)
 
 def test_model_starts_where_the_shipped_network_ended(shipped):
     model, x = rgby_model('test_resnet', weights='simulated').eval(), torch.rand(2, 4, 64, 64)

@@ -52,7 +52,8 @@ def plain(
 ) -> str:
     "A message as a visitor reads it, in one line"
     folder = upload.images
-    for o in (f'{folder}/', f'{folder}: ', f'{folder.resolve()}/', f'{folder.name}: ', str(folder)): text = text.replace(o, '')
+    for o in (f'{folder}/', f'{folder}: ', f'{folder.resolve()}/', f'{folder.name}: ', str(folder)):
+        text = text.replace(o, '')
     text = re.sub(r'^none of 1 images could be read; the first: ', '', ' '.join(text.split()))
     return text.replace('um= or --um-per-px', 'um=').replace(', or remove the sample from the list', '')
 
@@ -127,7 +128,8 @@ def notes_about(
     notes = [(o, advice.get(o, 'look at the picture')) for o in row.Flags.split(';') if o]
     if row.get('Unlike'): notes.append(('unlike the training', row.Unlike))
     if near is not None and near.enough.any():
-        notes.append(('from a known image', f'the labels are those of {near.Id[near.enough.argmax()]}, which is near enough'))
+        known = near.Id[near.enough.argmax()]
+        notes.append(('from a known image', f'the labels are those of {known}, which is near enough'))
     elif (given.score < given.threshold).all():
         notes.append(('below the threshold', 'no label reached its threshold, so the one that comes closest is given'))
     return notes

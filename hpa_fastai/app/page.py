@@ -44,7 +44,8 @@ def as_options(
     return {k: v for k, v in given.items() if v}
 
 # %% ../../nbs/957_app.page.ipynb #8a74d42f
-STAINS = [('red: microtubules', 'red'), ('green: the protein', 'green'), ('blue: nucleus', 'blue'), ('yellow: ER', 'yellow')]
+STAINS = [('red: microtubules', 'red'), ('green: the protein', 'green'), ('blue: nucleus', 'blue'),
+          ('yellow: ER', 'yellow')]
 PARTS = 'message held samples notes picture labels near'.split()   # of a `View`, each a component of the same name
 
 # A press on a sample tells its number, and a screen reader hears a button
@@ -59,7 +60,8 @@ class _Page:
     "Gradio's components, and what happens when they are used"
     def __init__(self, gr, predictor, network):
         self.gr, self.predictor, self.visitors = gr, predictor, Visitors(Visit)
-        with gr.Blocks(title='Where in the cell is the protein?', analytics_enabled=False, delete_cache=(300, 3600)) as self.blocks:
+        with gr.Blocks(title='Where in the cell is the protein?', analytics_enabled=False,
+                       delete_cache=(300, 3600)) as self.blocks:
             gr.HTML(head_html(network, predictor), elem_classes='part')
             with gr.Row():
                 with gr.Column(scale=2, min_width=300): self._ask()
@@ -71,7 +73,8 @@ class _Page:
         gr = self.gr
         self.files = gr.File(label='Images', file_count='multiple', height=160, elem_id='files')
         self.held = gr.HTML(elem_id='held', elem_classes='part')
-        gr.HTML('<p class="hpa legend">No image at hand? Draw simulated cells with their protein in</p>', elem_classes='part')
+        gr.HTML('<p class="hpa legend">No image at hand? Draw simulated cells with their protein in</p>',
+                elem_classes='part')
         with gr.Row():
             self.example = gr.Dropdown([ANY, *pattern_names()], value=ANY, label='label to draw', show_label=False,
                                        container=False, scale=3, min_width=140, elem_id='example')
@@ -113,7 +116,8 @@ class _Page:
 @patch
 def _outputs(self:_Page):
     "The components that a view may change"
-    return [*(getattr(self, o) for o in PARTS), self.shown, self.heat, self.stains, self.contrast, self.table, self.leave, self.files]
+    return [*(getattr(self, o) for o in PARTS), self.shown, self.heat, self.stains, self.contrast, self.table,
+            self.leave, self.files]
 
 @patch
 def _shown_as(self:_Page, view):
@@ -135,7 +139,8 @@ def _connect(self:_Page):
     def dropped(request:gr.Request, files, *given):
         return self._shown_as(visit(request).drop(self.predictor, files, **as_options(*given)))
     def drawn(request:gr.Request, label): return self._shown_as(visit(request).example(self.predictor, label))
-    def again(request:gr.Request, *given): return self._shown_as(visit(request).label(self.predictor, **as_options(*given)))
+    def again(request:gr.Request, *given):
+        return self._shown_as(visit(request).label(self.predictor, **as_options(*given)))
     def chosen(request:gr.Request, event:gr.EventData):
         k = (event._data or {}).get('sample')
         return self._shown_as(visit(request).choose(k) if isinstance(k, int) else View())
@@ -146,17 +151,18 @@ def _connect(self:_Page):
     one = dict(api_visibility='private', concurrency_id='network', concurrency_limit=1)
     out = self._outputs()
     for event, f, inputs in ((self.files.upload, dropped, [self.files, *how]), (self.draw.click, drawn, [self.example]),
-                             (self.again.click, again, how), (self.samples.click, chosen, None), (self.leave.click, left, None)):
+                             (self.again.click, again, how), (self.samples.click, chosen, None),
+                             (self.leave.click, left, None)):
         event(f, inputs, out, show_progress_on=[self.files], **one).then(None, js=_to_answer)
     for event in (self.stains.input, self.contrast.release, self.heat.input):
-        event(redrawn, [self.stains, self.contrast, self.heat], [self.message, self.picture], show_progress_on=[self.picture],
-              trigger_mode='always_last', **one)
+        event(redrawn, [self.stains, self.contrast, self.heat], [self.message, self.picture],
+              show_progress_on=[self.picture], trigger_mode='always_last', **one)
     def gone(request:gr.Request): self.visitors.forget(request.session_hash)
     self.blocks.unload(gone)
 
 # %% ../../nbs/957_app.page.ipynb #0c0b972b
-QUIET = dict(GRADIO_ANALYTICS_ENABLED='False', GRADIO_RUN_HISTORY='False', HF_HUB_DISABLE_TELEMETRY='1', GRADIO_ALLOWED_PATHS='',
-             GRADIO_SHARE='False', GRADIO_ROOT_PATH='')
+QUIET = dict(GRADIO_ANALYTICS_ENABLED='False', GRADIO_RUN_HISTORY='False', HF_HUB_DISABLE_TELEMETRY='1',
+             GRADIO_ALLOWED_PATHS='', GRADIO_SHARE='False', GRADIO_ROOT_PATH='')
 
 @contextmanager
 def private_gradio():
@@ -182,9 +188,13 @@ def launch(
     look = dict(theme=gr.themes.Default(primary_hue='teal', **fonts), css=CSS)
     closed = dict(share=False, allowed_paths=[], enable_monitoring=False, mcp_server=False, ssr_mode=False, pwa=False)
     page.blocks.queue(max_size=32, api_open=False)
-    try: _, page.url, _ = page.blocks.launch(server_name=host, server_port=port, max_file_size=f'{MOST_MB}mb', quiet=True,
-                                             show_error=False, prevent_thread_lock=True, footer_links=[], **look, **closed)
-    except OSError as e: raise DataError(f'port {port or 7860}: is not free ({" ".join(str(e).split())[:80]}); give another one') from e
+    try:
+        _, page.url, _ = page.blocks.launch(
+            server_name=host, server_port=port, max_file_size=f'{MOST_MB}mb', quiet=True, show_error=False,
+            prevent_thread_lock=True, footer_links=[], **look, **closed)
+    except OSError as e:
+        said = ' '.join(str(e).split())[:80]
+        raise DataError(f'port {port or 7860}: is not free ({said}); give another one') from e
     return page
 
 def serve(

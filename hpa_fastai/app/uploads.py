@@ -46,7 +46,8 @@ def check_files(
     paths = [Path(o) for o in paths]
     if not paths: raise DataError('no files; drop the images of a sample')
     n = len(paths) + len(names)
-    if n > MOST_FILES: raise DataError(f'{n} files; give at most {MOST_FILES} at a time, and label the others afterwards')
+    if n > MOST_FILES:
+        raise DataError(f'{n} files; give at most {MOST_FILES} at a time, and label the others afterwards')
     if wrong := [o.name for o in paths if o.suffix.lower() not in KINDS]:
         raise DataError(f'{_list(wrong)}: no image; give files that end with {", ".join(KINDS)}')
     if twice := [k for k, v in Counter([*names, *(o.name for o in paths)]).items() if v > 1]:
@@ -78,7 +79,8 @@ class Upload:
     "The files of one visitor, in a folder that is deleted with it"
     def __init__(self):
         self._tmp = TemporaryDirectory(prefix='hpa-app-', ignore_cleanup_errors=True)
-        self.images, self.out, self.used = Path(self._tmp.name)/'upload', Path(self._tmp.name)/'labels.csv', time.monotonic()
+        folder = Path(self._tmp.name)
+        self.images, self.out, self.used = folder/'upload', folder/'labels.csv', time.monotonic()
         self.images.mkdir()
 
     @property

@@ -130,7 +130,8 @@ def choose(self:Visit,
     answer, trust, self.heats = self.answer, self.found.predictor.beside.trust, {}
     self.screen = for_screen(answer.image)
     known = known_pictures(self.found.predictor, list(answer.near.Id)) if answer.near is not None else {}
-    return View('', held_html(self.names, self.drawn), samples_html(table, self.found.small, self.found.errors, name), True,
+    return View('', held_html(self.names, self.drawn),
+                samples_html(table, self.found.small, self.found.errors, name), True,
                 notes_html(answer.notes, answer.assumed), mix_stains(self.screen), [NO_HEAT, *answer.labels.label],
                 labels_html(answer.labels, trust.measured_on if trust else ''), near_html(answer.near, known), self.out)
 
@@ -148,7 +149,8 @@ def draw(self:Visit,
         try: found = heat_of_label(self.found.predictor, self.answer.image, heat, self.answer.um)
         except DataError as e: return View(error_html(str(e)), picture=picture)
         self.heats[heat] = for_screen(found)
-    if not self.heats[heat].any(): return View(error_html(f'nothing in this picture speaks for {heat}'), picture=picture)
+    if not self.heats[heat].any():
+        return View(error_html(f'nothing in this picture speaks for {heat}'), picture=picture)
     return View('', picture=lay_heat(picture, self.heats[heat]))
 
 @patch

@@ -108,7 +108,8 @@ def near_html(
     def row(o):
         said = 'near enough: its labels are taken' if o.enough else 'not near enough to pass its labels on'
         return Li(_small((pictures or {}).get(o.Id), f'known image {o.Id}'),
-                  Div(Strong(', '.join(o.labels) or 'no label'), Br(), Small(f'{o.Id} · cosine {o.cosine:.2f} · {said}')))
+                  Div(Strong(', '.join(o.labels) or 'no label'), Br(),
+                      Small(f'{o.Id} · cosine {o.cosine:.2f} · {said}')))
     return to_xml(Div(Ul(*(row(o) for o in near.itertuples()), cls='near'), cls='hpa'))
 
 # %% ../../nbs/954_app.words.ipynb #4671d7c4
@@ -145,17 +146,20 @@ def head_html(
     trust = predictor.beside.trust
     if trust:
         count = trust.table.word.value_counts()
-        worth = (f'measured on {trust.measured_on}: of {len(trust.table)} labels, trust {count.get("trust", 0)}, look twice at '
-                 f'{count.get("look twice", 0)}, don\'t trust {count.get(WORDS[2], 0)}')
+        worth = (f'measured on {trust.measured_on}: of {len(trust.table)} labels, trust {count.get("trust", 0)}, '
+                 f'look twice at {count.get("look twice", 0)}, don\'t trust {count.get(WORDS[2], 0)}')
     else: worth = 'nobody has measured how far to trust it'
     learnt = predictor.trained_on
-    origin = 'learnt from simulated cells, ' if network == 'simulated' or learnt and any(o.simulated for o in learnt) else ''
-    return to_xml(Div(H1('Where in the cell is the protein?'), P(B(network), f' · {origin}{worth}'), cls='hpa head-of-page'))
+    simulated = network == 'simulated' or learnt and any(o.simulated for o in learnt)
+    origin = 'learnt from simulated cells, ' if simulated else ''
+    return to_xml(Div(H1('Where in the cell is the protein?'), P(B(network), f' · {origin}{worth}'),
+                      cls='hpa head-of-page'))
 
 def welcome_html() -> str:
     "What stands where an answer will be"
-    steps = ('Drop the images of a sample: a file for each stain (red microtubules, green protein, blue nucleus, yellow '
-             'endoplasmic reticulum), one file with all of them, or a composite. Several samples at once are fine.',
+    steps = ('Drop the images of a sample: a file for each stain (red microtubules, green protein, blue nucleus, '
+             'yellow endoplasmic reticulum), one file with all of them, or a composite. '
+             'Several samples at once are fine.',
              'You get the labels of each image with a word for how far to trust them, and see where in the picture the '
              'network finds them.', 'Take the table with you.')
     return to_xml(Div(H2('Three steps'), Ol(*map(Li, steps)), cls='hpa welcome'))

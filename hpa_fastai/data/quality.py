@@ -217,7 +217,8 @@ ADVICE = {
     'saturated': 'many bright pixels are at the end of the range: expose less, or give a wider intensity range',
     'scale?': 'the nuclei look too large or too small: give the µm per pixel',
     'stains swapped?': 'another order of the stains looks more like cells: check which file is which stain'}
-ADVICE |= {f'no {c}': f'the {c} stain is black: check its files; without it, labels are less reliable' for c in CHANNELS}
+ADVICE |= {f'no {c}': f'the {c} stain is black: check its files; without it, labels are less reliable'
+           for c in CHANNELS}
 
 def describe_flags(
     flags # Words from `quality_flags`

@@ -60,7 +60,8 @@ class ConformalSets(Schema):
         "Find the threshold with which label sets keep enough"
         probs, targs = as_matrices(probs, targs)
         if not 0 < keep < 1: raise DataError(f'keep is {keep}; give a share between 0 and 1, such as .9')
-        if not ((probs >= 0) & (probs <= 1)).all(): raise DataError('probs: not all between 0 and 1; give probabilities')
+        if not ((probs >= 0) & (probs <= 1)).all():
+            raise DataError('probs: not all between 0 and 1; give probabilities')
         least = int(np.ceil(keep/(1 - keep) - 1e-9))
         n = int(targs.any(1).sum())
         if n < least:

@@ -116,7 +116,8 @@ def load(cls:Atypical,
         with zipfile.ZipFile(path) as z: stored = all(o.compress_type == zipfile.ZIP_STORED for o in z.infolist())
         if not stored: raise DataError(f'{path}: compressed; {remedy}')
         with np.load(path, allow_pickle=False) as z:
-            if set(z.files) != _NAMES: raise DataError(f'{path}: other arrays than {", ".join(sorted(_NAMES))}; {remedy}')
+            if set(z.files) != _NAMES:
+                raise DataError(f'{path}: other arrays than {", ".join(sorted(_NAMES))}; {remedy}')
             found = {k: np.asarray(z[k]) for k in _NAMES}
     except FileNotFoundError: raise DataError(f'{path}: no such file') from None
     except DataError: raise

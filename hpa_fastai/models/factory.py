@@ -44,7 +44,8 @@ def _check_body(name, where=''):
         close = get_close_matches(arch, [*NETWORKS, *timm.list_models()], 1, 0.)
         raise DataError(f'{where}no body {name!r:.80}; did you mean {close[0]!r}?')
     tags = [o.partition('.')[2] for o in timm.list_pretrained(f'{arch}.*')] if tag else []
-    if tag and tag not in tags: raise DataError(f'{where}{arch} has no weights {tag!r}; choose one of {", ".join(tags)}')
+    if tag and tag not in tags:
+        raise DataError(f'{where}{arch} has no weights {tag!r}; choose one of {", ".join(tags)}')
 
 # %% ../../nbs/350_models.factory.ipynb #e59ace7b
 def _check_choice(what, value, known, where=''):

@@ -23,7 +23,8 @@ SUBCELL_LABELS = [
     'Cytoplasmic bodies', 'Cytosol', 'Endoplasmic reticulum', 'Endosomes', 'Focal adhesion sites', 'Golgi apparatus',
     'Intermediate filaments', 'Lipid droplets', 'Lysosomes', 'Microtubules', 'Midbody', 'Mitochondria',
     'Mitotic chromosome', 'Mitotic spindle', 'Nuclear bodies', 'Nuclear membrane', 'Nuclear speckles', 'Nucleoli',
-    'Nucleoli fibrillar center', 'Nucleoli rim', 'Nucleoplasm', 'Peroxisomes', 'Plasma membrane', 'Vesicles', 'Negative']
+    'Nucleoli fibrillar center', 'Nucleoli rim', 'Nucleoplasm', 'Peroxisomes', 'Plasma membrane', 'Vesicles',
+    'Negative']
 
 # %% ../../nbs/346_models.subcell.ipynb #01d7b983
 _orders = {2: ['blue', 'green'], 4: ['red', 'yellow', 'blue', 'green']}   # in SubCell's files

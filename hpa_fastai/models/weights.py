@@ -53,7 +53,8 @@ def check_pickle(
 def _why_no_weights(weights, nbytes):
     "Why what a file of as many bytes held is not a dictionary of ordinary tensors; None if it is"
     for k, v in weights.items():
-        if not isinstance(v, torch.Tensor) or v.layout != torch.strided or v.is_quantized or v.is_meta or v.is_complex():
+        ordinary = isinstance(v, torch.Tensor) and v.layout == torch.strided
+        if not ordinary or v.is_quantized or v.is_meta or v.is_complex():
             return f'{k!r:.80} is no ordinary tensor'
     if sum(v.numel()*v.element_size() for v in weights.values()) > 2*nbytes + 1_000_000:   # a few may share theirs
         return 'its tensors are larger than the file'

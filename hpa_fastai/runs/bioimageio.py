@@ -49,8 +49,9 @@ _DESCRIPTION = (
     'Says where in the cell a protein is seen: a probability for each of {n} labels, from a fluorescence image of four '
     'stains ({channels}). Resizing, normalising and all views are inside. A tool for research; README.md says what it '
     'has learnt from, how good it is at each label, and where not to believe it.')
-_CITED = dict(doi='10.1038/s41592-019-0658-6', text='Ouyang et al.: Analysis of the Human Protein Atlas Image Classification '
-                                                    'competition. Nature Methods 16 (2019)')
+_CITED = dict(doi='10.1038/s41592-019-0658-6',
+              text='Ouyang et al.: Analysis of the Human Protein Atlas Image Classification competition. '
+                   'Nature Methods 16 (2019)')
 _TAGS = ['fluorescence-light-microscopy', '2d', 'cells', 'image-classification', 'pytorch', 'protein-localization',
          'human-protein-atlas']
 

@@ -28,14 +28,15 @@ from .graph import compare_graph, write_graph
 from .card import model_card
 
 # %% ../../nbs/751_runs.bundle.ipynb #ad070884
-_BESIDE = ('model.json', 'thresholds.json', 'weights.json', 'trust.json', 'conformal.json', 'atypical.npz', 'scores.json',
-           'recipe.yaml', 'made.json', 'card.md')
+_BESIDE = ('model.json', 'thresholds.json', 'weights.json', 'trust.json', 'conformal.json', 'atypical.npz',
+           'scores.json', 'recipe.yaml', 'made.json', 'card.md')
 
 def _contents(run, at=''):
-    "Yield the files of a run or an ensemble that a bundle takes: where they are, their names there; and all of its runs"
+    "Yield the files of a run or ensemble that a bundle takes: where they are, their names there; and all of its runs"
     for o in _BESIDE:
         if (run/o).is_file(): yield run/o, at + o
-    for i, member in enumerate(ensemble_run_folders(run)): yield from _contents(member, f'{at}runs/{_member_name(i, member)}/')
+    for i, member in enumerate(ensemble_run_folders(run)):
+        yield from _contents(member, f'{at}runs/{_member_name(i, member)}/')
     if (run/'ensemble.json').exists(): return
     config = read_config(run)
     files = [run/o for o in config.networks]
@@ -69,15 +70,17 @@ def whole_folder(
         yield tmp
         if out.exists(): out.rmdir()
         os.replace(tmp, out)
-    except OSError as e: raise DataError(f'{out}: not written ({e.strerror or e}); free some space or choose another place, '
-                                         'then run again') from e
+    except OSError as e:
+        raise DataError(f'{out}: not written ({e.strerror or e}); free some space or choose another place, '
+                        'then run again') from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
 # %% ../../nbs/751_runs.bundle.ipynb #d23f0f27
 def _linear(predictor):
     "Is the mean over tiles, of what its networks say together, the same as what they say together of the means?"
     kind, how = type(predictor.decider.ensemble).__name__, predictor.decider.ensemble.params.get('how')
-    return (kind in ('WeightedMean', 'HillClimb') or how == 'mean') and all(_linear(o) for o in getattr(predictor, 'members', []))
+    averages = kind in ('WeightedMean', 'HillClimb') or how == 'mean'
+    return averages and all(_linear(o) for o in getattr(predictor, 'members', []))
 
 def _scales(predictor):
     "Size and µm per pixel of each run"
@@ -120,9 +123,9 @@ def write_bundle(
         (tmp/'README.md').write_text(model_card(out.absolute().name, run, p, configs), encoding='utf-8')
         if also: also(tmp, out.absolute().name, p, configs)
         scales, views = _scales(p), [o.views.n for o in configs]
-        about = dict(format=1, name=out.absolute().name, hpa_fastai=__version__, labels=p.labels, channels=list(CHANNELS),
-                     size=p.size, um_per_px=p.trained_um, views=views, tiles=len(scales) == 1 and _linear(p),
-                     neighbours=any(o.neighbours for o in configs), **graph)
+        about = dict(format=1, name=out.absolute().name, hpa_fastai=__version__, labels=p.labels,
+                     channels=list(CHANNELS), size=p.size, um_per_px=p.trained_um, views=views,
+                     tiles=len(scales) == 1 and _linear(p), neighbours=any(o.neighbours for o in configs), **graph)
         write_json(tmp/'bundle.json', about | dict(files={o: _sha256(tmp/o) for o in sorted(_found(tmp))}))
         about = read_bundle(tmp)
     return about

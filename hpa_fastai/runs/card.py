@@ -72,12 +72,13 @@ def _learnt_from(configs):
 def _limits(predictor, configs):
     "Where not to believe a network, in a list"
     um = predictor.trained_um
-    scale = f'Images of another scale than {um:.3g} µm per pixel, unless you say theirs (`um=`, `--um-per-px`).' if um else \
-        'Images that show cells larger or smaller than those of the training: it takes every field whole.'
+    if um: scale = f'Images of another scale than {um:.3g} µm per pixel, unless you say theirs (`um=`, `--um-per-px`).'
+    else: scale = 'Images that show cells larger or smaller than those of the training: it takes every field whole.'
     simulated = any(o.trained_on and o.trained_on.simulated for o in configs)
+    single = any(o.single_cells for o in configs)
     return '\n'.join(f'- {o}' for o in [
         *['Real cells: it has learnt from simulated ones.']*simulated,
-        *['Whole fields: it has learnt from images of a single cell in the middle.']*any(o.single_cells for o in configs),
+        *['Whole fields: it has learnt from images of a single cell in the middle.']*single,
         scale, 'Tissue, bright field, other stains than those above, images that are blurred, saturated or dark.',
         'Labels with few images in the table: their intervals say how little is known.',
         'Anything that decides about a patient: this is a tool for research.'])
@@ -132,8 +133,8 @@ def model_card(
     "Say what a network has learnt from, how good it is at each label, where not to believe it, and its licence"
     p, um = predictor, predictor.trained_um
     licences = dict.fromkeys(o.licence for o in configs)
-    licence = '; '.join(f'Weights: {o}.' if o else 'Weights: their maker has not stated a licence; ask, or state one here.'
-                        for o in licences)
+    unknown = 'Weights: their maker has not stated a licence; ask, or state one here.'
+    licence = '; '.join(f'Weights: {o}.' if o else unknown for o in licences)
     card = Path(run)/'card.md'
     own = f'\n\n## What its makers say\n\n{_deeper(card.read_text(encoding="utf-8"))}' if card.exists() else ''
     members = getattr(p, 'members', [p])

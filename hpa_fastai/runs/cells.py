@@ -144,8 +144,8 @@ def _scale_line(samples, predictor):
     source = next(iter(samples.values()))
     if pixel_size(source): return ''
     if not predictor.trained_um: _um_of(source, np.zeros((1, 1)), predictor)
-    return (f'µm per pixel unknown; each field is taken to be as wide as those of the training, {_width(predictor):.0f} '
-            'µm; give um= or --um-per-px if you know better')
+    return ('µm per pixel unknown; each field is taken to be as wide as those of the training, '
+            f'{_width(predictor):.0f} µm; give um= or --um-per-px if you know better')
 
 # %% ../../nbs/748_runs.cells.ipynb #44b8bc2f
 _images_kept = 8

@@ -80,7 +80,9 @@ def _boosted(trees, x):
 def _combined(ensemble, probs):
     "Probabilities (models, batch, labels) as an `Ensemble` combines them"
     p, kind = probs.double(), type(ensemble).__name__
-    if kind == 'RankMean': return torch.stack([_interpolated(*o) for o in zip(p, _t(ensemble.reference))]).mean(0).float()
+    if kind == 'RankMean':
+        ranks = [_interpolated(*o) for o in zip(p, _t(ensemble.reference))]
+        return torch.stack(ranks).mean(0).float()
     if kind == 'FixedEnsemble':
         how, ordered = ensemble.params['how'], p.sort(0).values
         if how == 'mean': return p.mean(0).float()

@@ -117,8 +117,10 @@ def _features_of(self:Networks, prepared):
 def _adapted(self:Networks, prepared, alpha):
     "Networks with statistics of prepared images, or these themselves; and a line about it"
     if len(prepared) < LEAST:
-        return self, f'adapt: {len(prepared)} images are too few for statistics of their own, {LEAST} are needed; left out'
-    if not any(norm_layers(m) for m in self.models): return self, 'adapt: no batch normalisation in this network; left out'
+        return self, (f'adapt: {len(prepared)} images are too few for statistics of their own, '
+                      f'{LEAST} are needed; left out')
+    if not any(norm_layers(m) for m in self.models):
+        return self, 'adapt: no batch normalisation in this network; left out'
     tiles, new = np.concatenate(prepared), copy(self)
     new._noted = None
     def batches(): return (self.normalise.batch_of(tiles[o], self.device) for o in even_batches(len(tiles), self.bs))

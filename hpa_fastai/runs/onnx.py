@@ -58,7 +58,8 @@ def _found(bundle):
         for o in inner + files:
             if os.path.islink(os.path.join(folder, o)): raise DataError(f'{Path(folder)/o}: a link; {_remedy}')
         here = Path(folder).relative_to(bundle)
-        yield from ((here/o).as_posix() for o in files if not o.startswith('.') and (here/o).as_posix() != 'bundle.json')
+        names = ((here/o).as_posix() for o in files if not o.startswith('.'))
+        yield from (o for o in names if o != 'bundle.json')
 
 def _sha256(file):
     digest = hashlib.sha256()
@@ -214,11 +215,13 @@ def network_probs(
     found = []
     for _, same in groupby(imgs, lambda o: o.shape):
         same = list(same)
-        found += [session.run(['probabilities'], dict(image=np.stack(same[i:i+bs])))[0] for i in range(0, len(same), bs)]
+        batches = (np.stack(same[i:i+bs]) for i in range(0, len(same), bs))
+        found += [session.run(['probabilities'], dict(image=o))[0] for o in batches]
     return np.concatenate(found)
 
 # %% ../../nbs/737_runs.onnx.ipynb #77bba687
-def _is_image(o): return isinstance(o, np.ndarray) and o.ndim == 3 and o.shape[2] == 4 and o.dtype == np.uint8 and o.size
+def _is_image(o):
+    return isinstance(o, np.ndarray) and o.ndim == 3 and o.shape[2] == 4 and o.dtype == np.uint8 and o.size
 
 def _read_trust(file, labels):
     "A word for each label; empty where nobody has measured it"
@@ -247,7 +250,8 @@ class OnnxPredictor:
         device=None # `'cpu'`, as in `Predictor.load`: without PyTorch there is no other
     ): # An `OnnxPredictor`
         "Open a bundle; raises `DataError`"
-        if device not in (None, 'cpu'): raise DataError(f'{device}: without PyTorch only the processor computes; give cpu')
+        if device not in (None, 'cpu'):
+            raise DataError(f'{device}: without PyTorch only the processor computes; give cpu')
         return cls(bundle)
 
     def predict_probs(self,
@@ -259,7 +263,8 @@ class OnnxPredictor:
         if wrong or not len(imgs): raise DataError('give a list of arrays (height, width, 4) uint8')
         parts = [_tiles(o, self.size, um, self.trained_um) for o in imgs]
         if not self.tiles and max(map(len, parts)) > 1:
-            raise DataError('um: tiles of these runs can be put together by PyTorch only; leave it out, or install torch')
+            raise DataError('um: tiles of these runs can be put together by PyTorch only; '
+                            'leave it out, or install torch')
         probs = network_probs(self.session, [tile for o in parts for tile in o])
         return np.stack([o.mean(0) for o in np.split(probs, np.cumsum([len(o) for o in parts])[:-1])])
 
@@ -279,5 +284,6 @@ class OnnxPredictor:
         um:float=None # Micrometres per pixel of the images; by default they are as wide as those of the training
     ) -> list: # For each image the names of its labels, the most probable first
         "Label sets of images; raises `DataError`"
-        if self.neighbours: print('known images, which pass their labels on, need PyTorch: these labels are those of the network')
+        if self.neighbours:
+            print('known images, which pass their labels on, need PyTorch: these labels are those of the network')
         return self.decide(self.predict_probs(imgs, um))

@@ -176,4 +176,5 @@ def matrix_svg(
                    f'fill-opacity="{share/most:.2f}"/></g>')
     lines = ''.join(f'M{margin} {o}H{side}M{o} {margin}V{side}' for o in range(margin, side + 1, cell))
     return Safe(f'<svg class="matrix" viewBox="0 0 {side + 2} {side + 2}" role="img" '
-                f'aria-label="matrix of true and predicted labels">{"".join(out)}<path class="grid" d="{lines}"/></svg>')
+                f'aria-label="matrix of true and predicted labels">{"".join(out)}'
+                f'<path class="grid" d="{lines}"/></svg>')

@@ -21,10 +21,8 @@ from fastcore.basics import patch
 
 from ..labels import CHANNELS, DataError, LABELS
 from ..files import whole_file
-from hpa_fastai.choices import (
-    check_args, check_values, field_kinds, list_of, nearest_name, number, one_of, pairs_of, positive, read_yaml, text,
-    told, whole, yaml_text
-)
+from ..choices import check_args, check_values, field_kinds, list_of, nearest_name, number, one_of, pairs_of
+from ..choices import positive, read_yaml, text, told, whole, yaml_text
 
 # %% ../../nbs/700_runs.recipes.ipynb #ef75d471
 _mix = pairs_of(str, positive(100), 'a name and a number above 0')
@@ -48,7 +46,8 @@ class Phase:
 
 # %% ../../nbs/700_runs.recipes.ipynb #13c5743c
 _body = text(r'[\w.-]+', 'the name of a network, such as resnet34')
-_weights = text(r'imagenet|simulated|none|.+\.(safetensors|pth)', 'imagenet, simulated, none, or a .safetensors or .pth file')
+_weights = text(r'imagenet|simulated|none|.+\.(safetensors|pth)',
+                'imagenet, simulated, none, or a .safetensors or .pth file')
 _label_list = list_of(whole(0, len(LABELS) - 1), f'label numbers, 0 to {len(LABELS) - 1}')
 
 @dataclass

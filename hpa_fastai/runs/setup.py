@@ -192,8 +192,8 @@ def recipe_learner(
     check_setup(recipe)
     set_seed(recipe.seed, reproducible=True)
     learn = rgby_learner(dls, recipe.body, weights=weights or recipe.weights, stem=recipe.stem, head=recipe.head,
-                         dropout=recipe.dropout, model_args=network_args(recipe), opt_func=OPTIMIZERS[recipe.opt], wd=recipe.wd,
-                         path=path, cbs=_recipe_callbacks(recipe))
+                         dropout=recipe.dropout, model_args=network_args(recipe), opt_func=OPTIMIZERS[recipe.opt],
+                         wd=recipe.wd, path=path, cbs=_recipe_callbacks(recipe))
     learn.metrics = learn.metrics + L(focal_loss)
     if recipe.deterministic: make_deterministic(learn.model)
     return learn

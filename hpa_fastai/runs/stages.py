@@ -28,7 +28,9 @@ from ..train.processes import Processes
 from ..decide.submission import read_probs, write_probs
 from ..explain.neighbours import KnownImages, read_near, write_near
 from .setup import check_network, recipe_dls, recipe_learner, recipe_stats
-from .fold import check_recipe, dependent_choices, fold_neighbours, read_trained, recipe_views, train_fold
+from hpa_fastai.runs.fold import (
+    check_recipe, dependent_choices, fold_neighbours, read_trained, recipe_views, train_fold
+)
 from .folder import add_near, describe_data
 from .predictor import Predictor
 

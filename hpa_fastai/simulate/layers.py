@@ -158,7 +158,8 @@ def _varied(rng, label, a, f, um):
     if label == MEMBRANE and rng.random() < .5:
         patches = np.maximum(1 + _smooth(rng, len(a), rng.uniform(6, 40)), 0)
         return np.float32(rng.uniform(.2, 1))*f['thick'] + a*patches*np.float32(rng.uniform(.3, 1))
-    if rng.random() < (.35 if label == MITOCHONDRIA else .12): return cv2.GaussianBlur(a, (0, 0), rng.uniform(.25, .7)/um)
+    if rng.random() < (.35 if label == MITOCHONDRIA else .12):
+        return cv2.GaussianBlur(a, (0, 0), rng.uniform(.25, .7)/um)
     return a
 
 # %% ../../nbs/885_simulate.layers.ipynb #159d0903

@@ -92,7 +92,7 @@ def look(self:Probe
 ) -> tuple: # Inputs of the layer (n, features), logits (n, labels) and labels (n, labels), on the CPU
     "Show the training images to the network `passes` times"
     seen = []
-    with Hook(self.layer, lambda layer, inputs, output: inputs[0]) as hook, best_autocast(torch.device(self.dls.device)):
+    with Hook(self.layer, lambda layer, args, output: args[0]) as hook, best_autocast(torch.device(self.dls.device)):
         for _ in range(self.passes):
             for x, y in self.dls.train:
                 logits = self.model(x)
