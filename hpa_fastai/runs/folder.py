@@ -229,7 +229,7 @@ def near(self:RunFolder,
 # %% ../../nbs/730_runs.folder.ipynb #728e9393
 def _pack_folders(run):
     "Folders that may hold packed images: a run's own, and those of the runs it combines"
-    yield run/'packs'
+    if (run/'packs').is_dir(): yield run/'packs'
     for o in _members(run): yield from _pack_folders(o)
 
 @patch
