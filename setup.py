@@ -19,8 +19,8 @@ statuses = {
     '5': 'Development Status :: 5 - Production/Stable',
 }
 
-# Built in a temporary folder: nothing stale gets in, and a tree that can't be written to (attached to a Kaggle notebook,
-# say) can be installed.
+# Built in a temporary folder: nothing stale gets in, and a tree that can't be written to can be installed (say, one that
+# is attached to a Kaggle notebook).
 scratch = tempfile.TemporaryDirectory()
 options = dict(build=dict(build_base=scratch.name))
 if not os.access(root, os.W_OK): options['egg_info'] = dict(egg_base=scratch.name)
