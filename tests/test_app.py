@@ -1,7 +1,7 @@
 """The page in a real browser, from upload to labels: `make test-app` installs what it needs.
 
 Skips, and says so, where Gradio, Playwright or a Chromium is missing."""
-import os, shutil, time
+import os, time
 from pathlib import Path
 import cv2, pandas as pd, pytest
 
@@ -22,18 +22,6 @@ def page_server():
         yield page
         page.blocks.close()
         page.visitors.close()
-
-@pytest.fixture(scope='session')
-def chromium():
-    playwright = pytest.importorskip('playwright.sync_api', reason='pip install playwright')
-    names = 'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'
-    program = os.environ.get('CHROMIUM') or next(filter(None, map(shutil.which, names)), None)
-    with playwright.sync_playwright() as p:
-        if not program and not Path(p.chromium.executable_path).exists():
-            pytest.skip('no Chromium: install one, or name it in CHROMIUM')
-        browser = p.chromium.launch(executable_path=program, args=['--no-sandbox'])
-        yield browser
-        browser.close()
 
 @pytest.fixture
 def tab(chromium, page_server):

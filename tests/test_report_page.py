@@ -1,7 +1,6 @@
 """The page of a run in a real browser: sort, filter, browse, see stains and heat, correct a label and save the list.
 
 Needs Chromium (`apt-get install chromium`) and the Python package playwright; skipped where one of them is missing."""
-import shutil
 import pandas as pd, pytest
 
 from hpa_fastai.labels import LABELS, read_labels
@@ -9,9 +8,6 @@ from hpa_fastai.runs.folder import RunFolder
 from hpa_fastai.runs.report import write_report
 from test_report import hostile, make_run
 
-browsers = 'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'
-chromium = next(filter(None, map(shutil.which, browsers)), None)
-if not chromium: pytest.skip('no Chromium to open the page in (apt-get install chromium)', allow_module_level=True)
 playwright = pytest.importorskip('playwright.sync_api',
                                  reason='the page is opened by playwright (pip install playwright)')
 
@@ -22,13 +18,6 @@ def run(tmp_path_factory): return make_run(tmp_path_factory.mktemp('page')/'run'
 
 @pytest.fixture(scope='module')
 def file(run): return write_report(run, examples=30, device='cpu')
-
-@pytest.fixture(scope='module')
-def browser():
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
-        yield browser
-        browser.close()
 
 def open_page(browser, file, width):
     "The page in a new window; what it says on the console and what it asks for are kept"
@@ -43,8 +32,8 @@ def open_page(browser, file, width):
     return page
 
 @pytest.fixture(params=[1280, 390])
-def page(browser, file, request):
-    page = open_page(browser, file, request.param)
+def page(chromium, file, request):
+    page = open_page(chromium, file, request.param)
     yield page
     assert not page.said
     assert all(o.startswith(('file:', 'data:', 'blob:')) for o in page.asked), page.asked
