@@ -223,7 +223,7 @@ extras = {'umap'}   # a message says how to install it where it is asked for
 
 def test_all_that_is_imported_is_required():
     "What other packages happen to bring along may be gone with their next version"
-    provides = packages_distributions()
+    provides = dict(sklearn=['scikit-learn'], skimage=['scikit-image']) | packages_distributions()   # not in 3.10
     names = set(imported()) - set(sys.stdlib_module_names) - {'hpa_fastai'} - extras
     known = set().union(*(required(f'{o}requirements') for o in ('', 'stacking_', 'distributed_', 'zarr_', 'fast_',
                                                           'anndata_', 'microscopes_', 'onnx_', 'app_')))

@@ -30,7 +30,7 @@ def test_folds_hold_whatever_the_list(df, n_folds, grouped):
     else:       # on short lists the package is no better than this; on the real one, below, it is within one image
         y, fold = encode_targets(df.Target), folds.fold.to_numpy()
         parts = np.stack([y[fold == k].sum(0) for k in range(n_folds)])
-        assert np.abs(parts - y.sum(0)/n_folds).max() <= 5
+        assert np.abs(parts - y.sum(0)/n_folds).max() <= 6
         assert np.ptp(np.bincount(fold, minlength=n_folds)) <= .2*len(df) + 2
 
 @settings(max_examples=20, deadline=None)
