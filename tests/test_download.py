@@ -94,10 +94,12 @@ passing = dict(
 def test_what_passes_is_waited_for(tmp_path, expected, trouble):
     "Every third file is in trouble at the first visit; in the end all bytes are there"
     def behave(path, visit): return trouble if visit == 1 and sorted(atlas).index(path) % 3 == 0 else Answer()
-    with server(behave) as (base, visits): got = download_samples(ids, tmp_path/'atlas', base, **quick)
+    patient = quick | dict(timeout=.5 if trouble.pause else 30)
+    with server(behave) as (base, visits): got = download_samples(ids, tmp_path/'atlas', base, **patient)
     assert got.ids == ids and not len(got.missing) and got.new == len(atlas)
     assert digest(tmp_path/'atlas') == expected
-    assert len(visits) == len(atlas) + len(atlas)//3
+    least = len(atlas) + len(atlas)//3   # on a busy machine half a second may be too short for the others, too
+    assert len(visits) >= least if trouble.pause else len(visits) == least
 
 lasting = dict(
     gone=(Answer(404, body=b'gone'), 'HTTP 404', 1),
