@@ -154,17 +154,18 @@ import numpy as np
 import pandas as pd
 from hpa_fastai.images.samples import find_samples
 from hpa_fastai.images.tables import stream_table, table_job
-images, out, log, seconds = sys.argv[1:]
+images, out, log, gate = sys.argv[1:]
 def mean_of(ids, imgs):
     with open(log, 'a') as f: f.write(''.join(f'{i} {os.getpid()}\\n' for i in ids))
-    time.sleep(float(seconds))
+    while not os.path.exists(gate): time.sleep(.01)
     return pd.DataFrame(dict(Id=ids, mean=[float(np.asarray(o).mean()) for o in imgs]))
 samples = find_samples(images, strict=False)
 print(stream_table(samples, mean_of, bs=3, out=out, job=table_job(samples, 3, 'mean')), flush=True)
 '''
 
-def start(images, out, log, seconds):
-    args = [sys.executable, '-W', 'ignore', '-c', program, images, out, log, seconds]
+def start(images, out, log, gate):
+    "Begin in a process that notes what it is asked about, and answers once the file `gate` is there"
+    args = [sys.executable, '-W', 'ignore', '-c', program, images, out, log, gate]
     return subprocess.Popen(list(map(str, args)), stdout=subprocess.PIPE, text=True)
 
 def wait_until(condition, seconds=400):
@@ -175,14 +176,15 @@ def wait_until(condition, seconds=400):
 @pytest.mark.skipif(os.name == 'nt', reason='no kill -9')
 def test_processes_share_and_take_over(images, tmp_path):
     "One of three processes is killed: the others do its part, and no image is lost or asked about in vain"
-    log, out = tmp_path/'log.txt', tmp_path/'table.csv'
+    log, out, gate = tmp_path/'log.txt', tmp_path/'table.csv', tmp_path/'gate'
     def lines(): return [o.split() for o in log.read_text().splitlines()] if log.exists() else []
-    first = start(images, out, log, 600)      # is asked for the first batch, and never answers
+    first = start(images, out, log, tmp_path/'never')      # is asked for the first batch, and doesn't answer
     wait_until(lines)
-    others = [start(images, out, log, .05) for _ in range(2)]
-    wait_until(lambda: len(lines()) > 2*bs)
+    others = [start(images, out, log, gate) for _ in range(2)]
+    wait_until(lambda: len({pid for _, pid in lines()}) == 3)   # one that began after the end would do all anew
     first.send_signal(signal.SIGKILL)
     first.communicate()
+    gate.touch()
     said = [o.communicate()[0] for o in others]
     assert [o.returncode for o in others] == [0, 0]
     assert all(o.splitlines()[-1].startswith('  ') or '29' in o for o in said)
