@@ -29,7 +29,7 @@ def one(seed, n, size, predictor):
     groups = duplicate_groups(hash_images(images, progress=False))
     same, truth = groups[:, None] == groups, of[:, None] == of
     pairs = np.triu(np.ones_like(same), 1)
-    probs = predictor.predict_probs(images)
+    probs = predictor.predict_probs(images, um=.32)
     together = average_groups(probs, groups)
     twins = np.bincount(of)[of] > 1
     grid = np.linspace(.05, .6, 12)
