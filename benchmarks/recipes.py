@@ -1,6 +1,6 @@
 """All named recipes on the same simulated cells, with the same number of images seen: macro F1 out of sample.
 
-    python benchmarks/recipes.py --out DIR [--data DIR] [--json FILE] [--recipes 'gapnet iafoss']
+    python benchmarks/recipes.py --out DIR [--data DIR] [--seed 7] [--json FILE] [--recipes 'gapnet iafoss']
                                  [--budget 8000] [--images 1600] [--variants 4] [--threads 2]
 
 What is the same for all, and what is not, where there are no pretrained weights and two cores:
@@ -17,8 +17,8 @@ What is the same for all, and what is not, where there are no pretrained weights
   bodies and the starts of stems are not compared; heads, losses, sampling, schedules, augmentation, crops, views and
   thresholds are. Networks that are the system itself (GapNet-PL, the plain CNN) stay as they are.
 - Rates: a recipe for pretrained weights has its rates scaled so that the highest is right for that network from scratch
-  (Adam: 4e-3, or 1e-3 where the schedule has no warm-up; SGD: 0.1), and nothing is frozen before all has been trained
-  once. GapNet's and the CNN's own rates stay.
+  (Adam: 4e-3, or 1e-3 where the schedule has no warm-up; SGD: 0.1; Muon: .032), and nothing is frozen before all has
+  been trained once. GapNet's and the CNN's own rates stay.
 
 Each run is a folder under DIR: after a stop, the same command goes on. `--variants 4` adds GapNet-PL with one choice
 changed at a time, each with 4 times the budget (it is quick, and learns slowly).
@@ -80,6 +80,7 @@ def simulated(path, images, seed=7):
 def highest_rate(recipe):
     "The highest learning rate that is right for the small network from scratch"
     if recipe.opt == 'sgd': return .1
+    if recipe.opt == 'muon': return .032
     warmed = all(p.schedule in ('one_cycle', 'cycles', 'cosine') for p in recipe.phases)
     return 4e-3 if warmed else 1e-3
 
@@ -155,6 +156,7 @@ def main(
     recipes: str = None, # Names, with spaces between; by default all
     budget: int = 8000, # Images that each network sees in training
     images: int = 1600, # Simulated training images
+    seed: int = 7, # Of the simulated images
     folds: int = 2, # Of each run
     variants: int = 0, # Run GapNet-PL with one choice changed at a time, too, with so many times the budget
     threads: int = None # PyTorch's threads; by default its own choice
@@ -162,7 +164,7 @@ def main(
     "All recipes on the same cells"
     if threads: torch.set_num_threads(threads)
     out = Path(out)
-    data = Path(data) if data else simulated(out/'cells', images)
+    data = Path(data) if data else simulated(out/'cells', images, seed)
     df = read_labels(data/'train.csv')
     if recipes: names = recipes.split()
     else: names = [o for o in RECIPES if o != 'gapnet_pretrained']   # that is the first of its three

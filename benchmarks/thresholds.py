@@ -6,6 +6,8 @@ Protocol: repeated 2-fold, multilabel-stratified; a rule is fitted on one half a
 Several FILEs are averaged. The rows in the table:
   auto           `choose_rule`: chooses among the rules by nested cross-validation within the fitted half
   auto, adapted  the same, with thresholds set for the scored half from its unlabelled probabilities (`adapt_rule`)
+  logits only    `StackedRule` whose calibrator sees no probabilities, and all labels alike
+  not blended    the same with probabilities
   the others     the candidates of `choose_rule`, always taken"""
 import argparse, time
 from statistics import mean, stdev
@@ -14,13 +16,18 @@ import numpy as np
 import pandas as pd
 from iterstrat.ml_stratifiers import RepeatedMultilabelStratifiedKFold
 
-from hpa_fastai.decide.calibration import CalibratedRule
+from hpa_fastai.decide.calibration import CalibratedRule, StackedCalibrator, StackedRule
 from hpa_fastai.files import write_json
 from hpa_fastai.labels import DataError, encode_targets, read_labels
 from hpa_fastai.train.metrics import macro_f1
 from hpa_fastai.decide.shift import adapt_rule
 from hpa_fastai.decide.thresholds import candidate_rules, choose_rule
 from hpa_fastai.decide.rules import constant_floor
+
+def parts():
+    "`StackedRule` without some of its parts"
+    return {'logits only': StackedRule(calibrator=StackedCalibrator(probs=0.)),
+            'not blended': StackedRule(calibrator=StackedCalibrator())}
 
 def score_rules(probs, targs, repeats, seed):
     "Macro F1 by rule: out of sample, one score per fitted half; and in sample"
@@ -30,7 +37,7 @@ def score_rules(probs, targs, repeats, seed):
         inside.setdefault(name, []).append(macro_f1(rule.predict(probs[a]), targs[a]))
     halves = RepeatedMultilabelStratifiedKFold(n_splits=2, n_repeats=repeats, random_state=seed)
     for a, b in halves.split(probs, targs.astype(int)):
-        for name, rule in candidate_rules().items(): note(name, rule.fit(probs[a], targs[a]), a, b)
+        for name, rule in (candidate_rules() | parts()).items(): note(name, rule.fit(probs[a], targs[a]), a, b)
         rule = choose_rule(probs[a], targs[a])
         note('auto', rule, a, b)
         adapted = adapt_rule(rule, probs[b]) if isinstance(rule, CalibratedRule) else None

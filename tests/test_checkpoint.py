@@ -8,6 +8,7 @@ from fastai.callback.training import GradientAccumulation
 from fastai.vision.all import Adam, Callback, DataLoader, DataLoaders, L, Learner, MSELossFlat, SGD, nn, set_seed
 from hpa_fastai.labels import DataError
 from hpa_fastai.train.checkpoint import Checkpoint, random_state, SaveBest, set_random_state
+from hpa_fastai.train.learner import OPTIMIZERS
 
 class Stopped(Exception): pass
 
@@ -109,6 +110,14 @@ def test_optimizer_state_is_where_the_weights_are(tmp_path):
     cb._restore()
     devices = {v.device.type for s in learn.opt.state.values() for v in s.values() if isinstance(v, torch.Tensor)}
     assert devices == {'meta'}
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_each_optimizer_goes_on_as_if_never_stopped(tmp_path, name):
+    whole = fit(toy(opt_func=OPTIMIZERS[name]))
+    fit(toy(opt_func=OPTIMIZERS[name]), Stop(1), Checkpoint(tmp_path/'fit.pt'))
+    resumed = fit(toy(opt_func=OPTIMIZERS[name]), Checkpoint(tmp_path/'fit.pt'))
+    for a, b in zip(whole.model.parameters(), resumed.model.parameters()): assert torch.equal(a, b)
+    assert not torch.equal(*(o.model[0].weight for o in (whole, fit(toy(opt_func=OPTIMIZERS[name]), epochs=1))))
 
 def test_schedule_with_another_batch_size(tmp_path, capsys):
     "Rates go by epochs: with half the batch size each one is met by two batches"

@@ -10,7 +10,7 @@ frequencies, and they can be averaged across networks. This chapter is for using
 
 # %% auto #0
 __all__ = ['reliability', 'Calibrator', 'TemperatureCalibrator', 'IsotonicCalibrator', 'StackedCalibrator', 'PlattCalibrator',
-           'ExpectedF1Rule', 'CalibratedRule', 'StackedRule']
+           'BlendedCalibrator', 'ExpectedF1Rule', 'CalibratedRule', 'StackedRule']
 
 # %% ../../nbs/530_decide.calibration.ipynb #cadaf09d
 from copy import deepcopy
@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 from ..labels import LABELS
 from ..train.metrics import as_matrices, as_matrix, safe_logit
 from hpa_fastai.decide.rules import (
-    _ranked, BaggedRule, cross_fits, MeanRule, RatioRule, Rule, Serializable, ShrinkRule
+    _ranked, cross_fits, MeanRule, RatioRule, Rule, Serializable, ShrinkRule
 )
 
 # %% ../../nbs/530_decide.calibration.ipynb #a0aba68b
@@ -111,26 +111,32 @@ class IsotonicCalibrator(Calibrator):
 
 # %% ../../nbs/530_decide.calibration.ipynb #7188ec70
 class StackedCalibrator(Calibrator):
-    "Ridge logistic regression of each label on the logits of all labels"
+    "Ridge logistic regression of each label on the logits and probabilities of all labels"
     state = ('coef', 'intercept')
     coef = None
     intercept = None
-    def __init__(self, own=30., others=.3): super().__init__(own=own, others=others)
+    def __init__(self, own=30., others=.3, probs=.1): super().__init__(own=own, others=others, probs=probs)
 
-    def _transform(self, probs): return expit(safe_logit(probs)@self.coef.T + self.intercept)
+    def _inputs(self, probs):
+        "Logits, followed by the probabilities unless they are left out (images, inputs)"
+        z = safe_logit(probs)
+        return np.hstack([z, probs]) if self.params['probs'] else z
+
+    def _transform(self, probs): return expit(self._inputs(probs)@self.coef.T + self.intercept)
 
 # %% ../../nbs/530_decide.calibration.ipynb #3e376b12
 @patch
 def _scales(self:StackedCalibrator, c, n):
-    "Factors of the `n` standardised logits in the regression of label `c`"
-    return np.sqrt([self.params['own'] if i == c else self.params['others'] for i in range(n)])
+    "Factors of the standardised inputs in the regression of label `c` of `n`"
+    logits = [self.params['own'] if i == c else self.params['others'] for i in range(n)]
+    return np.sqrt(logits + n*[self.params['probs']] if self.params['probs'] else logits)
 
 @patch
-def _fit_label(self:StackedCalibrator, c, z, t, mean, sd):
+def _fit_label(self:StackedCalibrator, c, x, t, mean, sd):
     "Set the coefficients and the intercept of label `c`"
-    w = self._scales(c, z.shape[1])
+    w = self._scales(c, len(self.coef))
     use = w > 0
-    fit = LogisticRegression(solver='newton-cholesky').fit(((z - mean)/sd*w)[:, use], t)
+    fit = LogisticRegression(solver='newton-cholesky').fit(((x - mean)/sd*w)[:, use], t)
     self.coef[c] = 0
     self.coef[c, use] = fit.coef_[0]*(w/sd)[use]
     self.intercept[c] = fit.intercept_[0] - self.coef[c]@mean
@@ -138,11 +144,11 @@ def _fit_label(self:StackedCalibrator, c, z, t, mean, sd):
 # %% ../../nbs/530_decide.calibration.ipynb #b0352a2f
 @patch
 def _fit(self:StackedCalibrator, probs, targs):
-    z = safe_logit(probs)
-    mean, sd = z.mean(0), z.std(0) + 1e-6
-    self.coef, self.intercept = np.eye(z.shape[1]), safe_logit(targs.mean(0)) - mean
+    x, n = self._inputs(probs), targs.shape[1]
+    mean, sd = x.mean(0), x.std(0) + 1e-6
+    self.coef, self.intercept = np.eye(n, x.shape[1]), safe_logit(targs.mean(0)) - mean[:n]
     with threadpool_limits(1):
-        for c in np.flatnonzero(targs.any(0) & ~targs.all(0)): self._fit_label(c, z, targs[:, c], mean, sd)
+        for c in np.flatnonzero(targs.any(0) & ~targs.all(0)): self._fit_label(c, x, targs[:, c], mean, sd)
 
 # %% ../../nbs/530_decide.calibration.ipynb #11bc9f36
 def _leave_out_step(x, p, t):
@@ -160,18 +166,46 @@ def held_out(self:StackedCalibrator,
     targs # Their truth (images, labels), 0/1 or bool
 ) -> np.ndarray: # (images, labels)
     "Calibrate the images that it was fitted on, leaving each of them out by a Newton step"
-    z = safe_logit(probs)
     probs, targs = as_matrices(probs, targs)
-    out = z@self.coef.T + self.intercept
-    inputs = np.c_[(z - z.mean(0))/(z.std(0) + 1e-6), np.ones(len(z))]
-    for c, (p, t) in enumerate(zip(expit(out).T, targs.T)):
-        out[:, c] -= _leave_out_step(inputs*np.r_[self._scales(c, z.shape[1]), 1], p, t)
-    return expit(out)
+    x, n = self._inputs(probs), targs.shape[1]
+    z = x@self.coef.T + self.intercept
+    x = np.c_[(x - x.mean(0))/(x.std(0) + 1e-6), np.ones(len(x))]
+    for c, (p, t) in enumerate(zip(expit(z).T, targs.T)):
+        z[:, c] -= _leave_out_step(x*np.r_[self._scales(c, n), 1], p, t)
+    return expit(z)
 
 # %% ../../nbs/530_decide.calibration.ipynb #194cac00
 class PlattCalibrator(StackedCalibrator):
     "Logistic regression of each label on its own logit"
-    def __init__(self, own=30., others=0.): super().__init__(own, others)
+    def __init__(self, own=30., others=0., probs=0.): super().__init__(own, others, probs)
+
+# %% ../../nbs/530_decide.calibration.ipynb #d133374f
+class BlendedCalibrator(Calibrator):
+    "A mean of `StackedCalibrator` and, the more positives a label has, `PlattCalibrator`"
+    state = ('weights',)
+    weights = None
+    def __init__(self, stacked=None, platt=None, prior_count=10.):
+        super().__init__(stacked=stacked or StackedCalibrator(), platt=platt or PlattCalibrator(),
+                         prior_count=prior_count)
+
+    def _both(self): return self.params['stacked'], self.params['platt']
+
+    def _blend(self, stacked, platt):
+        return expit((1 - self.weights)*safe_logit(stacked) + self.weights*safe_logit(platt))
+
+    def _fit(self, probs, targs):
+        for o in self._both(): o.fit(probs, targs)
+        n = targs.sum(0)
+        self.weights = n/(n + self.params['prior_count'])/2
+
+    def _transform(self, probs): return self._blend(*(o.transform(probs) for o in self._both()))
+
+    def held_out(self,
+        probs, # The probabilities that it was fitted on (images, labels)
+        targs # Their truth (images, labels), 0/1 or bool
+    ) -> np.ndarray: # (images, labels)
+        "Calibrate the images that it was fitted on, leaving each of them out"
+        return self._blend(*(o.held_out(probs, targs) for o in self._both()))
 
 # %% ../../nbs/530_decide.calibration.ipynb #e416e20f
 class ExpectedF1Rule(Rule):
@@ -202,7 +236,7 @@ class CalibratedRule(Rule):
 
 # %% ../../nbs/530_decide.calibration.ipynb #37aee71e
 class StackedRule(CalibratedRule):
-    "The mean of `RatioRule`, `ExpectedF1Rule` and `ShrinkRule`, bagged, on `StackedCalibrator`'s probabilities"
+    "The mean of `RatioRule`, `ExpectedF1Rule` and `ShrinkRule` on `BlendedCalibrator`'s probabilities"
     def __init__(self, rule=None, calibrator=None):
         three = MeanRule([RatioRule(), ExpectedF1Rule(), ShrinkRule(100)])
-        super().__init__(rule or BaggedRule(three), calibrator or StackedCalibrator())
+        super().__init__(rule or three, calibrator or BlendedCalibrator())

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..labels import LABELS
 from ..train.metrics import macro_f1
-from .calibration import StackedCalibrator
+from .calibration import BlendedCalibrator
 from .shift import estimate_shares, shift_probs
 
 # %% ../../nbs/565_decide.worth.ipynb #4e2837e2
@@ -40,7 +40,7 @@ def predict_score(
     "Macro F1 to expect on a test set, from its probabilities"
     if len(test_probs) < FEWEST: return {}
     targs = np.asarray(targs)
-    calibrator, old = StackedCalibrator().fit(probs, targs), targs.mean(0)
+    calibrator, old = BlendedCalibrator().fit(probs, targs), targs.mean(0)
     there = calibrator.transform(test_probs)
     new = estimate_shares(there, old)
     after = expected_f1(shift_probs(there, old, new), test_decided)

@@ -171,7 +171,11 @@ def _calibrated(calibrator, probs):
         return np.stack([np.interp(p, *curve) for p, curve in zip(probs.T, state['curves'], strict=True)], 1)
     if kind == 'TemperatureCalibrator': return _expit(_logit(probs, 1e-7)/state['temperature'])
     if kind in ('StackedCalibrator', 'PlattCalibrator'):
-        return _expit(_logit(probs, 1e-7)@state['coef'].T + state['intercept'])
+        x = np.hstack([_logit(probs, 1e-7), probs])[:, :state['coef'].shape[1]]
+        return _expit(x@state['coef'].T + state['intercept'])
+    if kind == 'BlendedCalibrator':
+        stacked, platt = (_logit(_calibrated(calibrator['params'][k], probs), 1e-7) for k in ('stacked', 'platt'))
+        return _expit((1 - state['weights'])*stacked + state['weights']*platt)
     raise ValueError(f'no calibrator {kind!r:.80}')
 
 def _scores(rule, probs):
@@ -188,7 +192,7 @@ def _read_rule(file, n):
         if scores.shape == (1, n) == (1, *thresholds.shape) and np.isfinite(scores + thresholds).all():
             return rule, thresholds
         reason = f'not {n} finite thresholds'
-    except (KeyError, TypeError, ValueError, AttributeError) as e: reason = f'{type(e).__name__}: {e}'
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e: reason = f'{type(e).__name__}: {e}'
     raise DataError(f'{file}: no rule of {n} labels ({reason:.150}); {_remedy}')
 
 # %% ../../nbs/737_runs.onnx.ipynb #3a30c85b

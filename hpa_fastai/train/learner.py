@@ -16,8 +16,10 @@ from functools import partial
 from inspect import signature
 
 from fastai.callback.fp16 import GradScaler, MixedPrecision
+from fastai.optimizer import pytorch_hp_map
 from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, L, Learner, OptimWrapper, Path, accuracy,
                                delegates, error_rate, get_c, nn, noop, params, patch, pd, torch)
+from timm.optim import Lion, Muon
 
 from ..labels import DataError, LABELS
 from ..data.normalize import StainNormalize
@@ -47,7 +49,9 @@ def freeze_body(self:Learner):
 OPTIMIZERS = dict(
     adamw=partial(OptimWrapper, opt=torch.optim.AdamW, fused=True),
     adam=partial(OptimWrapper, opt=torch.optim.Adam),
-    sgd=partial(OptimWrapper, opt=torch.optim.SGD, momentum=.9, nesterov=True))
+    sgd=partial(OptimWrapper, opt=torch.optim.SGD, momentum=.9, nesterov=True),
+    lion=partial(OptimWrapper, opt=Lion),
+    muon=partial(OptimWrapper, opt=Muon, hp_map=dict(pytorch_hp_map, betas__0='beta')))
 
 # %% ../../nbs/430_train.learner.ipynb #cd78f9b5
 def best_precision(

@@ -1,0 +1,122 @@
+"""What each choice of a recipe is worth: one changed at a time, at equal budgets, on several simulated data sets.
+
+    python benchmarks/choices.py --out DIR [--seeds '7 17 27'] [--budget 8000] [--names 'muon mixup'] [--json FILE]
+
+The recipe `best` is run as in benchmarks/recipes.py (a small residual network from scratch, a quarter of the size, so
+many images seen), and then once more for each row of CHOICES, with that alone changed. Every data set is another
+simulation. The table has the mean of the differences to the unchanged recipe over the data sets, in macro F1 (each
+label's threshold by `MeanRule`, fitted on the other fold) and in mean average precision, and how far they spread. The
+row `again` changes nothing but the seed of training: differences as small as its own are chance.
+
+Each run is a folder under DIR: after a stop, the same command goes on; two of them, with other seeds, can share DIR."""
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from fastcore.script import call_parse
+
+from hpa_fastai.decide.rules import cross_decide, MeanRule
+from hpa_fastai.files import write_json
+from hpa_fastai.labels import read_labels
+from hpa_fastai.runs.crossval import cross_validate
+from hpa_fastai.runs.folder import RunFolder
+from hpa_fastai.runs.recipes import load_recipe
+from hpa_fastai.train.metrics import macro_f1, mean_average_precision
+from recipes import scaled, simulated
+
+LAST = 'phases.1.'   # of the two phases, the one that trains long
+
+def rate(highest, **more):
+    "Another highest learning rate of both phases"
+    return {'phases.0.lr': highest, LAST + 'lr': highest, **more}
+
+CHOICES = dict(
+    again=dict(seed=1),
+    # loss
+    focal=dict(loss='focal', loss_args={}),
+    asymmetric=dict(loss='asymmetric', loss_args={}),
+    present_f1=dict(loss='present_f1', loss_args={}),
+    bce_f1=dict(loss='bce_f1', loss_args={}),
+    # what an epoch shows
+    sampling_none=dict(sampling='none'),
+    sampling_inverse=dict(sampling='inverse'),
+    no_gain={'augment.gain': 0.},
+    no_yellow_drop={'augment.yellow_drop': 0.},
+    affine={'augment.affine': True},
+    mixup={LAST + 'mix': dict(mixup=.4)},
+    cutmix={LAST + 'mix': dict(cutmix=1.)},
+    # network
+    size_half=dict(size=64),
+    image_norm_sqrt={'model_args.image_norm': 'sqrt'},
+    input_norm={'model_args.input_norm': True},
+    head_concat=dict(head='concat'),
+    head_gated=dict(head='gated'),
+    dropout_none=dict(dropout=0.),
+    dropout_more=dict(dropout=.4),
+    # training
+    batch_16=dict(bs=16),
+    rate_half=rate(16e-3),
+    rate_quarter=rate(8e-3),
+    rate_eighth=rate(4e-3),
+    average_none={LAST + 'average': ''},
+    average_swa={LAST + 'average': 'swa'},
+    early_peak={LAST + 'schedule_args': dict(pct_start=.1)},
+    weight_decay=dict(wd=.05),
+    adamw=rate(4e-3, opt='adamw'),
+    adamw_double=rate(8e-3, opt='adamw'),
+    lion=rate(8e-4, opt='lion'),
+    sgd=rate(.1, opt='sgd'))
+
+def scores(path):
+    "Macro F1 and mean average precision of a run, out of fold"
+    run = RunFolder(path)
+    def fit(probs, targs, folds): return MeanRule().fit(probs, targs)
+    decisions = cross_decide(fit, run.probs, run.targs, run.folds)
+    return macro_f1(decisions, run.targs), mean_average_precision(run.probs, run.targs)
+
+def run_all(out, seed, names, budget, images, base, changes):
+    "Run the unchanged recipe and the named choices on one data set; return scores by name"
+    data = simulated(out/f'cells{seed}', images, seed)
+    plain = scaled(load_recipe(base).override(thresholds='MeanRule'), read_labels(data/'train.csv'), budget, folds=2)
+    rows = {}
+    for name in ['unchanged', *names]:
+        path = out/f'{base}{budget}'/f'{name}{seed}'
+        if not (path/'scores.json').exists():
+            print(f'--- {name}, data set {seed}, {time.strftime("%H:%M")}', flush=True)
+            cross_validate(data, path, plain.override(**changes.get(name, {})), packs=out/'packs')
+        rows[name] = scores(path)
+    return pd.DataFrame(rows, index=['macro_f1', 'mean_ap']).T
+
+def compared(tables):
+    "Differences to the unchanged recipe: mean over the data sets, standard error, and how many of them are above 0"
+    differences = np.stack([t - t.loc['unchanged'] for t in tables])
+    error = differences.std(0, ddof=1)/np.sqrt(len(tables)) if len(tables) > 1 else differences[0]*np.nan
+    columns = {}
+    for j, score in enumerate(tables[0].columns):
+        columns |= {score: np.mean([t[score] for t in tables], 0), f'{score}_more': differences[:, :, j].mean(0),
+                    f'{score}_error': error[:, j], f'{score}_up': (differences[:, :, j] > 0).sum(0)}
+    table = pd.DataFrame(columns, index=tables[0].index)
+    return table.sort_values('macro_f1', ascending=False)
+
+@call_parse
+def main(
+    out:str='runs-choices', # Folder of the data sets and runs
+    seeds:str='7 17 27', # Of the simulated data sets, with spaces between
+    budget:int=8000, # Images that each network sees in training
+    images:int=1600, # Simulated training images
+    names:str='', # Rows of CHOICES, with spaces between; by default all
+    base:str='best', # The recipe in which one choice is changed at a time
+    json:str=None, # Write the table there too
+    threads:int=1 # PyTorch's threads
+):
+    "What each choice is worth"
+    torch.set_num_threads(threads)
+    names = names.split() or list(CHOICES)
+    tables = [run_all(Path(out), int(o), names, budget, images, base, CHOICES) for o in seeds.split()]
+    table = compared(tables)
+    print(table.round(4).to_string())
+    if json:
+        long = pd.concat(dict(zip(seeds.split(), tables)), names=['data', 'choice']).round(4).reset_index()
+        write_json(json, dict(settings=dict(budget=budget, images=images, base=base), rows=long.to_dict('records')))
