@@ -52,6 +52,15 @@ def same(bundle, **kwargs):
     assert full.predict(images, **kwargs) == alone.predict(images, **kwargs)
     return alone
 
+def test_a_folder_in_place_of_networks(bundle, tmp_path):
+    runs = [make_run(tmp_path/f'run{k}') for k in range(2)]
+    write_ensemble_runs(tmp_path/'ensemble', 'mean', runs)
+    for folder in bundle, str(bundle), runs[0], tmp_path/'ensemble', 'simulated':
+        opened, loaded = Predictor(folder, 'cpu', fp32=True), Predictor.load(folder, 'cpu', fp32=True)
+        assert type(opened) is type(loaded) and opened.labels == loaded.labels
+        assert (opened.predict_probs(images[:1]) == loaded.predict_probs(images[:1])).all()
+    with pytest.raises(DataError, match='no_such'): Predictor(tmp_path/'no_such')
+
 def test_the_same_as_the_run(bundle):
     wanted = Predictor.load(bundle.parent/'run', 'cpu', fp32=True).predict_probs(images)
     assert np.abs(same(bundle).predict_probs(images) - wanted).max() < 1e-4
@@ -187,7 +196,7 @@ importlib.util.find_spec = lambda name, package=None: None if name in ('torch', 
 import json
 import numpy as np
 from hpa_fastai import Predictor
-predictor = Predictor.load(sys.argv[1])
+predictor = Predictor(sys.argv[1])
 images = [np.load(o) for o in sorted(Path(sys.argv[2]).glob('*.npy'))]
 said = dict(probs=predictor.predict_probs(images).tolist(), labels=predictor.predict(images),
             names=predictor.labels, thresholds=predictor.thresholds.tolist(), kind=type(predictor).__name__)

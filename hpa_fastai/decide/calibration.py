@@ -171,7 +171,8 @@ def held_out(self:StackedCalibrator,
     z = x@self.coef.T + self.intercept
     x = np.c_[(x - x.mean(0))/(x.std(0) + 1e-6), np.ones(len(x))]
     for c, (p, t) in enumerate(zip(expit(z).T, targs.T)):
-        z[:, c] -= _leave_out_step(x*np.r_[self._scales(c, n), 1], p, t)
+        w = np.r_[self._scales(c, n), 1]
+        z[:, c] -= _leave_out_step((x*w)[:, w > 0], p, t)
     return expit(z)
 
 # %% ../../nbs/530_decide.calibration.ipynb #194cac00

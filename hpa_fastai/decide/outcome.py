@@ -175,6 +175,7 @@ def decide_run(
     if adapt and thresholds == 'auto': thresholds = 'StackedRule'
     fit = partial(fit_rule, thresholds, args=args, seed=seed)
     rule = fit(scaled, targs, folds)
+    if thresholds == 'auto' and len(np.unique(folds)) == 2: fit = partial(fit_rule, type(rule).__name__, seed=seed)
     decided = cross_decide(lambda *o: AdaptiveRule(fit(*o)) if adapt else fit(*o), scaled, targs, folds)
     return Outcome(EnsembleRule(combined, rule), decided, rule.predict(scaled), scaled, targs, adapt=adapt)
 

@@ -93,11 +93,12 @@ Exported by hpa_fastai {version}.
 - In: images (height, width, 4), 8 bits, in the order {channels}{scale}.
 - Out: a probability for each label, and by `thresholds.json` a set of labels. Labels, in order: {names}.
 - The mean of {networks} network{s}. ONNX (`model.onnx`) has resizing, normalising and all views in it:
-  `image` (batch, height, width, 4) uint8 in, `probabilities` (batch, {labels}) out.
+  `image` (batch, height, width, 4) uint8 in, `probabilities` (batch, {labels}) out, computed with 32 bits. PyTorch may
+  compute with 16, a thousandth apart; `fp32=True` makes it the same.
 
 ```python
 from hpa_fastai import Predictor   # with PyTorch; or with NumPy and onnxruntime alone
-predictor = Predictor.load('{name}')
+predictor = Predictor('{name}')
 predictor.predict(images)          # a list of arrays (height, width, 4) uint8
 ```
 

@@ -15,7 +15,7 @@ from copy import copy
 from pathlib import Path
 
 import numpy as np
-from fastai.vision.all import delegates, patch, progress_bar
+from fastai.vision.all import delegates, FixSigMeta, patch, progress_bar
 
 from .. import __version__
 from ..labels import DataError, LABELS
@@ -28,7 +28,13 @@ from .networks import Networks
 from .label_folder import FolderToLabel
 
 # %% ../../nbs/744_runs.predictor.ipynb #26e67133
-class Predictor(Networks):
+class _OpensFolders(FixSigMeta):
+    "`Predictor(FOLDER)` is `Predictor.load(FOLDER)`"
+    def __call__(cls, models, *args, **kwargs):
+        if isinstance(models, (str, Path)): return cls.load(models, *args, **kwargs)
+        return super().__call__(models, *args, **kwargs)
+
+class Predictor(Networks, metaclass=_OpensFolders):
     "Networks, their preprocessing and a rule: from images to labels"
     runs = ()   # folders that it was read from
     def __init__(self,
