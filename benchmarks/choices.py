@@ -49,7 +49,8 @@ CHOICES = dict(
     cutmix={LAST + 'mix': dict(cutmix=1.)},
     # network
     size_half=dict(size=64),
-    image_norm_sqrt={'model_args.image_norm': 'sqrt'},
+    image_norm_none={'model_args.image_norm': ''},
+    image_norm_zscore={'model_args.image_norm': 'zscore'},
     input_norm={'model_args.input_norm': True},
     head_concat=dict(head='concat'),
     head_gated=dict(head='gated'),
@@ -85,7 +86,7 @@ def run_all(out, seed, names, budget, images, base, changes):
         path = out/f'{base}{budget}'/f'{name}{seed}'
         if not (path/'scores.json').exists():
             print(f'--- {name}, data set {seed}, {time.strftime("%H:%M")}', flush=True)
-            cross_validate(data, path, plain.override(**changes.get(name, {})), packs=out/'packs')
+            cross_validate(data, path, plain.override(**changes.get(name, {})), packs=out/f'packs{seed}')
         rows[name] = scores(path)
     return pd.DataFrame(rows, index=['macro_f1', 'mean_ap']).T
 
