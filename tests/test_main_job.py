@@ -4,6 +4,8 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 
+from hpa_fastai.cli import hpa_train
+
 scripts = Path(sysconfig.get_path('scripts'))
 toy = ['--folds', '2', '--epochs', '2', '--device', 'cpu', '--recipe', 'demo',
        '--set', 'size=64 bs=16 body=test_resnet model_args={}']
@@ -140,12 +142,14 @@ def spoil(data, to, what):
     return file.name
 
 @pytest.mark.parametrize('what', damages)
-def test_bad_input_is_one_clear_line(data, tmp_path, what):
+def test_bad_input_is_one_clear_line(data, tmp_path, capsys, what):
     said = spoil(data, tmp_path/'data', what)
-    done = train(tmp_path/'data', tmp_path/'run')
-    assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
-    message = [l for l in done.stderr.splitlines() if l.startswith('hpa-train: ')]
-    assert len(message) == 1 and said in message[0], done.stderr
+    with pytest.raises(SystemExit) as end:
+        hpa_train.main(['--data', str(tmp_path/'data'), '--out', str(tmp_path/'run'), *toy])
+    printed = capsys.readouterr().err
+    assert end.value.code == 2 and 'Traceback' not in printed, printed
+    message = [l for l in printed.splitlines() if l.startswith('hpa-train: ')]
+    assert len(message) == 1 and said in message[0], printed
     assert not list((tmp_path/'run').glob('**/*.tmp*')) and not (tmp_path/'run/submission.csv').exists()
 
 def test_sixteen_bits_are_understood(data, tmp_path):
