@@ -276,6 +276,7 @@ def read_yaml(
     except (ValueError, OverflowError): raise DataError(f'{where}: not YAML (an unreadable number)') from None
     except RecursionError: raise DataError(f'{where}: not YAML (nested too deeply)') from None
 
+# %% ../nbs/040_choices.ipynb #05e3afb5
 def yaml_text(
     o # Plain data
 ) -> str: # That `read_yaml` reads as the same data

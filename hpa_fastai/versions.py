@@ -29,6 +29,7 @@ def _installed(name):
     try: return version(name)
     except PackageNotFoundError: return None
 
+# %% ../nbs/004_versions.ipynb #1eb8e3ca
 def clashes(
     installed=_installed # A function from a package's name to its version, or None
 ) -> list[str]: # One line for each pair, with the remedy

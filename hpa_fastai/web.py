@@ -152,6 +152,18 @@ def _limited(self:BoundedSession, seconds):
 
 # %% ../nbs/030_web.ipynb #f2b275fd
 @patch
+def _follow(self:BoundedSession, url, most_bytes, timeout):
+    "The bytes at an address, after at most three redirections"
+    for _ in range(4):
+        with self.get(url, timeout=timeout, stream=True, allow_redirects=False) as response:
+            if not response.is_redirect:
+                _check_status(response)
+                return _body(response, most_bytes)
+            url = _redirected(url, response.headers['Location'])
+    raise Refusal('redirected more than three times')
+
+# %% ../nbs/030_web.ipynb #e77e4ff7
+@patch
 def fetch(self:BoundedSession,
     url:str, # Address of a file
     most_bytes:int=64_000_000, # A larger file is refused
@@ -167,14 +179,3 @@ def fetch(self:BoundedSession,
         if wires.is_cut: lost = 'stopped' if self.is_stopped else 'not whole in the time allowed'
     if lost: raise Refusal(lost, 0)
     return data
-
-@patch
-def _follow(self:BoundedSession, url, most_bytes, timeout):
-    "The bytes at an address, after at most three redirections"
-    for _ in range(4):
-        with self.get(url, timeout=timeout, stream=True, allow_redirects=False) as response:
-            if not response.is_redirect:
-                _check_status(response)
-                return _body(response, most_bytes)
-            url = _redirected(url, response.headers['Location'])
-    raise Refusal('redirected more than three times')

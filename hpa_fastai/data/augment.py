@@ -55,6 +55,7 @@ def _one_by_one(self:PerImageTransform, x, rows, params):
     map_threads(one, range(len(x)), src.numpy(), out.numpy())
     return out.permute(0, 3, 1, 2)
 
+# %% ../../nbs/230_data.augment.ipynb #edb94197
 @patch
 def _together(self:PerImageTransform, x, rows, params):
     "Change the images in `rows` by `change_batch`, on the device"

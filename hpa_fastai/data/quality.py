@@ -147,6 +147,7 @@ def _levels(img):
     counts = [np.bincount(o, minlength=256) for o in pixels.T]
     return [int(np.searchsorted(np.cumsum(o), .999*len(pixels))) for o in counts], clipped
 
+# %% ../../nbs/290_data.quality.ipynb #27ccf284
 def _judged(of_stains, of_pairs):
     "What the two rules say"
     rules = quality_rules()
@@ -154,6 +155,7 @@ def _judged(of_stains, of_pairs):
     return dict(small=float(scale_features(of_stains, of_pairs)@rules.scale + rules.scale_constant),
                 misplaced=float(scores[1:].max() - scores[0]))
 
+# %% ../../nbs/290_data.quality.ipynb #bb870379
 def measure_quality(
     img, # Image (h, w, 4) uint8
     um:float=None # µm per pixel; by default `UM`

@@ -132,11 +132,13 @@ def _look_into(source, channels, strict):
     except DataError:
         if strict: raise
 
+# %% ../../nbs/097_images.assumptions.ipynb #848257a6
 def _slices_of(source, info):
     "Along how many slices the maximum is taken"
     files = source.files.values() if isinstance(source.files, dict) else [source.files]
     return max([len(o) for o in files if isinstance(o, Slices)], default=info.slices if info else 1)
 
+# %% ../../nbs/097_images.assumptions.ipynb #8e5bb762
 def say_assumed(
     folder, # Folder of the samples, for its name
     samples, # `Samples`, each a `Source`

@@ -206,6 +206,7 @@ def _plan(ids, folder, base, size, sha256):
     return {i: [(c, image_url(i, c, base), digest, folder/f'{i}_{c}{suffix}')
                 for c, digest in zip(CHANNELS, (sha256 or {}).get(i, [None]*4))] for i in ids}
 
+# %% ../../nbs/150_images.download.ipynb #8ee2c7e7
 def download_samples(
     ids, # Ids such as `10580_1610_C1_1`
     folder, # Folder for the images

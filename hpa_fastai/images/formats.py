@@ -169,6 +169,7 @@ def read_image(
     info, a = _read(path, True, image)
     return a.reshape(info.height, info.width, -1), info
 
+# %% ../../nbs/090_images.formats.ipynb #ee3c9ac3
 def images_in(
     path # Any file
 ) -> list: # Of texts; `['']` for a file that holds one image by its kind

@@ -43,6 +43,7 @@ def _czi_told(xml, n):
     sides = [root.findtext(f".//Scaling/Items/Distance[@Id='{o}']/Value") for o in 'XY']
     return Told(names, int(max(bits, key=int)) if bits else None, um_per_px(*sides, 'm'))
 
+# %% ../../nbs/088_images.microscopes.ipynb #af65e568
 _czi_types = dict(Gray8=np.uint8, Gray16=np.uint16, Gray32Float=np.float32)
 
 @contextmanager
@@ -128,12 +129,14 @@ def _opened(path):
         if not images: raise DataError('holds no images')
         yield images
 
+# %% ../../nbs/088_images.microscopes.ipynb #32fa9683
 def list_images(
     path # A CZI, LIF or ND2 file
 ) -> list: # Of texts, in the order of the file
     "Names of the images in a microscope's file; raises `DataError`"
     with _opened(path) as images: return list(images)
 
+# %% ../../nbs/088_images.microscopes.ipynb #31c7c992
 def read_microscope(
     path, # A CZI, LIF or ND2 file
     pixels:bool, # Also its pixels?

@@ -84,6 +84,7 @@ def is_omezarr(
     "Is it the folder of a Zarr group?"
     return Path(path).is_dir() and any((Path(path)/o).exists() for o in ('.zattrs', 'zarr.json'))
 
+# %% ../../nbs/086_images.omezarr.ipynb #2cdd3be5
 def read_omezarr(
     path, # Folder of an OME-Zarr image
     pixels:bool # Also its pixels?

@@ -44,6 +44,7 @@ def _load(source, reader, size):
                         'the reader must give (height, width, 4) uint8')
     return resize_rgby(img, size)
 
+# %% ../../nbs/120_images.pack.ipynb #2efea222
 def _pack_some(todo, pixels, size, compress, reader):
     "Pack samples (number, source, offset); returns the number, row or error, and bytes to write of each"
     done, load = [], partial(_load, reader=reader, size=size)
@@ -60,6 +61,9 @@ def _pack_some(todo, pixels, size, compress, reader):
                 f.write(np.ascontiguousarray(as_tiles(img)))
             done.append((i, measure(img, offset, len(frame) or img.nbytes), frame))
     return done
+
+# %% ../../nbs/120_images.pack.ipynb #6e46afa2
+def _n_workers(workers, n): return min(num_cpus()//launched_here(), n//256) if workers is None else workers
 
 # %% ../../nbs/120_images.pack.ipynb #7c94fded
 def _pack_missing(pack, samples, workers, reader, progress):
@@ -122,8 +126,6 @@ def _finish(pack, path, left_out):
     os.replace(part, path)
 
 # %% ../../nbs/120_images.pack.ipynb #56a5fb57
-def _n_workers(workers, n): return min(num_cpus()//launched_here(), n//256) if workers is None else workers
-
 def _bring_into_order(pack):
     "Write compressed samples one after the other, without gaps, if they are not so already"
     sizes = pack.rows['nbytes'].astype(np.int64)
@@ -139,6 +141,7 @@ def _bring_into_order(pack):
     pack.rows['offset'] = offsets
     with whole_file(pack.path/'rows.npy') as tmp: np.save(tmp, pack.rows)
 
+# %% ../../nbs/120_images.pack.ipynb #8cb38843
 def _complete(pack, path, strict):
     "Give the pack its name, if all samples are there, or those that can't be read may be left out"
     closing = pack.path/'.closing'
@@ -158,6 +161,7 @@ def _complete(pack, path, strict):
     if pack.compress: _bring_into_order(pack)
     _finish(pack, path, failed)
 
+# %% ../../nbs/120_images.pack.ipynb #1d1a3239
 @contextmanager
 def _disk_errors(path):
     "A full disk is no error of ours; raises `DataError`"

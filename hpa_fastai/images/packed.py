@@ -124,6 +124,7 @@ def _check_files(path, m):
         if zlib.crc32((path/name).read_bytes()) != crc32:
             raise DataError(f'{path/name}: damaged (wrong checksum); {_rebuild}')
 
+# %% ../../nbs/110_images.packed.ipynb #26941bf1
 def _load_array(file, dtype, n):
     "The array in a file; zeros if it holds anything else"
     with suppress(Exception):

@@ -86,6 +86,7 @@ def _check_sample(folder, sid, source, layout, channels):
     raise DataError(f'{folder/(sid + "_" + missing[0] + files[0].suffix)}: missing; sample {sid} needs a file for each '
                     f'of {", ".join(CHANNELS[:3])}, and has {", ".join(map(str, files))}{hint}')
 
+# %% ../../nbs/100_images.samples.ipynb #6be1ab32
 def _no_samples(folder, layout):
     "The error for a folder without samples"
     if not layout.left: return DataError(f'{folder}: holds no images; give the folder that holds them')
@@ -116,6 +117,21 @@ def plain_id(name):
     return '-'.join(filter(None, ''.join(o if o.isalnum() or o in '_.' else ' ' for o in name).split()))
 
 # %% ../../nbs/100_images.samples.ipynb #09955395
+def _check_options(bits, um, intensity):
+    "Refuse numbers that mean nothing; raises `DataError`"
+    if bits not in (None, *range(8, 17)): raise DataError(f'bits={bits}; give 8 to 16, the bits that the camera uses')
+    if um is not None and not (isinstance(um, (int, float)) and .005 <= um <= 20):
+        raise DataError(f'um={um}; give µm per pixel, such as 0.16')
+    if intensity not in INTENSITIES: raise DataError(f'intensity={intensity}; give one of {", ".join(INTENSITIES)}')
+
+# %% ../../nbs/100_images.samples.ipynb #caa2b60f
+def _as_source(source, channels):
+    "A `Source` for a path, paths or a `Source`"
+    if not isinstance(source, Source): source = Source(source)
+    if isinstance(source.files, dict): channels = {c: NONE for c in absent_stains(channels)}   # file names say the rest
+    return source._replace(channels=channels or None)
+
+# %% ../../nbs/100_images.samples.ipynb #7dea1e91
 def find_samples(
     folder, # Folder of images (its subfolders are not read, unless each is one stain or one sample)
     ids=None, # Ids that must be there, in the order you want; by default all that are found, sorted
@@ -150,19 +166,6 @@ def find_samples(
         is_plain = not (o.how or o.um or channels or isinstance(o.files, dict) and COMPOSITE in o.files)
         samples[i] = o.files if is_plain else o
     return samples
-
-def _check_options(bits, um, intensity):
-    "Refuse numbers that mean nothing; raises `DataError`"
-    if bits not in (None, *range(8, 17)): raise DataError(f'bits={bits}; give 8 to 16, the bits that the camera uses')
-    if um is not None and not (isinstance(um, (int, float)) and .005 <= um <= 20):
-        raise DataError(f'um={um}; give µm per pixel, such as 0.16')
-    if intensity not in INTENSITIES: raise DataError(f'intensity={intensity}; give one of {", ".join(INTENSITIES)}')
-
-def _as_source(source, channels):
-    "A `Source` for a path, paths or a `Source`"
-    if not isinstance(source, Source): source = Source(source)
-    if isinstance(source.files, dict): channels = {c: NONE for c in absent_stains(channels)}   # file names say the rest
-    return source._replace(channels=channels or None)
 
 # %% ../../nbs/100_images.samples.ipynb #ce7317dd
 def _pad_to_square(img):

@@ -23,6 +23,7 @@ def _stains_of(img, size):
     img = resize_rgby(img, size)
     return [img, *(img*(np.arange(4) == i).astype(np.uint8) for i in range(4))]
 
+# %% ../../nbs/107_images.sheet.ipynb #20d96145
 def contact_sheet(
     samples, # Id -> source, as from `find_samples`
     path, # Picture to write, such as `sheet.png`

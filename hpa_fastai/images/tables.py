@@ -71,6 +71,7 @@ def write(self:TableParts,
     with whole_file(self.file(k)) as tmp: rows.to_parquet(tmp, index=False)
     if k in self.claims.held: self.claims.release(k)
 
+# %% ../../nbs/190_images.tables.ipynb #3b5d53d7
 @patch
 def is_done(self:TableParts,
     k:int # Number of a shard

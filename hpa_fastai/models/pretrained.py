@@ -30,6 +30,7 @@ def is_dino4cells(
     own = 'pos_embed' in state and 'patch_embed.proj.weight' in state and not is_cell_dino(state)
     return own and 'head.weight' not in state and state['patch_embed.proj.weight'].shape[1:2] != (3,)
 
+# %% ../../nbs/347_models.pretrained.ipynb #0d1f76af
 def from_dino4cells(
     state, # Tensors by name
     size:int=None, # Side of the images; by default as in training

@@ -83,6 +83,7 @@ def _pool(state):
             new[f'1.pool.{name}.{part}'] = take_tensor(state, f'pool_model.{old}.{part}', ndim)
     return new, dict(hidden=len(new['1.pool.v.bias']), heads=len(new['1.pool.attention.bias']))
 
+# %% ../../nbs/346_models.subcell.ipynb #e951f254
 def _classifiers(state):
     "Tensors of all classifiers, widths of their hidden layers, number of labels"
     new = {f'1.{k}': v for k, v in state.items() if k.startswith('classifiers.')}
@@ -107,6 +108,7 @@ def is_subcell(
     "Is this a network of SubCell, or one of its classifiers?"
     return 'encoder.embeddings.patch_embeddings.projection.weight' in state or 'classifiers.0.0.weight' in state
 
+# %% ../../nbs/346_models.subcell.ipynb #ff9b7673
 def from_subcell(
     state, # Tensors by name, of all files
     size:int=None, # Side of the images; by default as in training, 448 pixels

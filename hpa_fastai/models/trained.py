@@ -149,6 +149,7 @@ def _check_weights(run, found, recorded):
         if _sha256(file) != recorded[name]:
             raise DataError(f'{file}: not the weights that this run ended with; copy the file again')
 
+# %% ../../nbs/370_models.trained.ipynb #8629513a
 def network_files(
     path, # Folder of a finished run
     config # Its `RunConfig`

@@ -97,6 +97,7 @@ def vit_weights(
     positions = resize_positions(state['pos_embed'].float(), size//patch, offset)
     return args | dict(img_size=size), state | dict(pos_embed=positions)
 
+# %% ../../nbs/344_models.vits.ipynb #82a64d29
 def check_channels(
     state, # Tensors by timm's names
     stains=CHANNELS # Stains that the network takes

@@ -48,6 +48,7 @@ def _loaders(dls):
     "The loaders themselves, where fastai has wrapped them for several processes"
     return [getattr(dl, 'dl', dl) for dl in dls.loaders]
 
+# %% ../../nbs/440_train.checkpoint.ipynb #042a7cfd
 def random_state(
     dls # DataLoaders
 ) -> dict: # Numbers, lists and tensors
@@ -239,6 +240,7 @@ def _restore(self:Checkpoint):
     for cb in self._stateful(): cb.load_state_dict(state['cbs'][cb.name])
     set_random_state(self.dls, state['random'][rank_distrib() % len(state['random'])])
 
+# %% ../../nbs/440_train.checkpoint.ipynb #816c425e
 @patch
 def _put_in_place(self:Checkpoint):
     "Restore the state; raises `DataError` if something in it is of the wrong kind"
@@ -248,7 +250,6 @@ def _put_in_place(self:Checkpoint):
         why = f'{type(e).__name__}: {" ".join(str(e).split())[:150]}'
         raise DataError(f'{self.file}: cannot be put in place ({why}). '
                         'Delete it to start this fit from the beginning.') from e
-
 
 # %% ../../nbs/440_train.checkpoint.ipynb #7c222e69
 class SaveBest(TrackerCallback):

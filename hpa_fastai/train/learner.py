@@ -188,6 +188,7 @@ def _weights(weights, pretrained):
         raise DataError(f'pretrained=False and weights={str(weights)!r} disagree; leave out one of them')
     return None
 
+# %% ../../nbs/430_train.learner.ipynb #9906b9f0
 def _check_call(dls, loss_func, metrics, kwargs):
     "Raise `DataError` for arguments of `rgby_learner` that would fail later, or mean something else"
     if not isinstance(dls, DataLoaders):
@@ -202,7 +203,6 @@ def _check_call(dls, loss_func, metrics, kwargs):
     if any(o is accuracy or o is error_rate for o in L(metrics)):
         raise DataError('accuracy and error_rate are for one label per image, and these have several; '
                         'leave out metrics, or take accuracy_multi')
-
 
 # %% ../../nbs/430_train.learner.ipynb #490221d1
 def _check_stats(dls, model):
