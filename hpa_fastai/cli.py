@@ -40,7 +40,9 @@ def _ending(e):
     while chain[-1].__context__: chain.append(chain[-1].__context__)
     data_error = getattr(sys.modules.get('hpa_fastai.labels'), 'DataError', UsageError)
     if any(isinstance(o, KeyboardInterrupt) for o in chain): return 'stopped; the same command goes on from here', 130
-    if isinstance(e, (UsageError, data_error)): return str(e).splitlines()[-1].strip(), 2   # fastai adds lines
+    if isinstance(e, (UsageError, data_error)):
+        line = str(e).splitlines()[-1].strip()   # fastai adds lines
+        return line.replace("channels='", "--channels '"), 2   # an argument, as it is typed here
     if isinstance(e, BrokenPipeError): return '', 141
     if isinstance(e, OSError) and e.filename: return f'{e.filename}: {e.strerror}; choose another place', 2
 
