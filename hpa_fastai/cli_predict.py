@@ -54,8 +54,7 @@ def _write_cells(predictor, images, out, dry_run, how):
 @contextmanager
 def _one_of_several(device):
     "Give a process that a launcher has started its GPU, and let only the first one talk"
-    from hpa_fastai.sharing import launched_rank # heavy imports wait until the command's words are understood
-    from hpa_fastai.sharing import launched_rank
+    from hpa_fastai.sharing import launched_rank   # heavy imports wait until the command's words are understood
     if int(os.environ.get('WORLD_SIZE') or 1) > 1:
         from hpa_fastai.train.processes import _take_gpu
         _take_gpu(device)

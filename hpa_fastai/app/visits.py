@@ -117,6 +117,7 @@ def label(self:Visit,
         return self._told(e)
     return self.choose(0)
 
+# %% ../../nbs/955_app.visits.ipynb #afb763da
 @patch
 def choose(self:Visit,
     k:int # Number of a sample in the table
@@ -135,6 +136,7 @@ def choose(self:Visit,
                 notes_html(answer.notes, answer.assumed), mix_stains(self.screen), [NO_HEAT, *answer.labels.label],
                 labels_html(answer.labels, trust.measured_on if trust else ''), near_html(answer.near, known), self.out)
 
+# %% ../../nbs/955_app.visits.ipynb #217f290d
 @patch
 def draw(self:Visit,
     stains=CHANNELS, # Names of the stains to show
@@ -153,6 +155,7 @@ def draw(self:Visit,
         return View(error_html(f'nothing in this picture speaks for {heat}'), picture=picture)
     return View('', picture=lay_heat(picture, self.heats[heat]))
 
+# %% ../../nbs/955_app.visits.ipynb #d42b1e48
 @patch
 def leave(self:Visit) -> View:
     "Delete the files, and begin anew"

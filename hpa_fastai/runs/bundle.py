@@ -87,6 +87,7 @@ def _scales(predictor):
     members = getattr(predictor, 'members', None)
     return {o for m in members for o in _scales(m)} if members else {(predictor.size, predictor.trained_um)}
 
+# %% ../../nbs/751_runs.bundle.ipynb #8f799ccc
 def _copy(run, tmp):
     "Copy a run's files, and let an ensemble name its runs as they lie in the bundle"
     for source, name in _contents(run):
@@ -102,6 +103,7 @@ def _relist(run, at):
     write_json(at/'ensemble.json', dict(format=2, how=how, runs=names))
     for member, name in zip(members, names): _relist(member, at/name)
 
+# %% ../../nbs/751_runs.bundle.ipynb #786065da
 def write_bundle(
     run, # `'simulated'`, or the folder of a finished run or of an ensemble
     out, # Folder to write; it must not exist, or be empty

@@ -177,7 +177,7 @@ def _job(predictor, samples, options):
     images = file_stamps(samples).astype(str).to_numpy().tolist()
     return dict(version=__version__, runs=stamps or uuid4().hex, images=images, options=options)
 
-# %% ../../nbs/748_runs.cells.ipynb #d56945b1
+# %% ../../nbs/748_runs.cells.ipynb #65c8e637
 def _write(out, df, embeddings, labels, note):
     "Write the table of cells, whole or not at all"
     with whole_file(out) as tmp:
@@ -187,6 +187,7 @@ def _write(out, df, embeddings, labels, note):
         else: _anndata()(**_anndata_parts(df, embeddings, labels, note)).write_h5ad(tmp)
     write_json(note_file(out), note)
 
+# %% ../../nbs/748_runs.cells.ipynb #d56945b1
 def _finished(frames, labels):
     "Table of the cells, their embeddings, Id → error, and Ids without cells; raises `DataError` if there are none"
     rows = pd.concat(frames, ignore_index=True)
@@ -202,6 +203,19 @@ def _finished(frames, labels):
     return rows.drop(columns=numbers).astype(whole | dict(Cut=bool)), rows[numbers].to_numpy(), errors, none
 
 # %% ../../nbs/748_runs.cells.ipynb #c55361e4
+def _fill(samples, parts, each):
+    "The rows of all images; what is kept, or done by other processes, is not asked for again"
+    ids, shards = list(samples), range(-(-len(samples)//_images_kept))
+    bar = iter(progress_bar([k for k in shards if not parts.is_done(k)], leave=False))
+    for wait in (False, True):
+        for k in parts.claims.todo(shards, parts.is_done, wait):
+            next(bar, None)
+            some = ids[k*_images_kept:(k + 1)*_images_kept]
+            parts.write(k, pd.concat([_rows_of(i, samples[i], **each) for i in some]))
+    list(bar)   # what others did
+    return [parts.read(k) for k in shards]
+
+# %% ../../nbs/748_runs.cells.ipynb #1a01f56d
 def predict_cells_folder(
     predictor, # A `Predictor`
     images, # Folder of images, in any layout that `find_samples` knows
@@ -234,15 +248,3 @@ def predict_cells_folder(
     more = ', …' if none[3:] else ''
     if none: print(f'{len(none)} of {len(samples)} images have no cells: {", ".join(none[:3])}{more}')
     return df
-
-def _fill(samples, parts, each):
-    "The rows of all images; what is kept, or done by other processes, is not asked for again"
-    ids, shards = list(samples), range(-(-len(samples)//_images_kept))
-    bar = iter(progress_bar([k for k in shards if not parts.is_done(k)], leave=False))
-    for wait in (False, True):
-        for k in parts.claims.todo(shards, parts.is_done, wait):
-            next(bar, None)
-            some = ids[k*_images_kept:(k + 1)*_images_kept]
-            parts.write(k, pd.concat([_rows_of(i, samples[i], **each) for i in some]))
-    list(bar)   # what others did
-    return [parts.read(k) for k in shards]

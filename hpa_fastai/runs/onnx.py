@@ -67,6 +67,7 @@ def _sha256(file):
         while data := f.read(1 << 20): digest.update(data)
     return digest.hexdigest()
 
+# %% ../../nbs/737_runs.onnx.ipynb #d87f0742
 def _check_members(file):
     "An ensemble's runs must be in the bundle, too"
     runs = _read_json(file)
