@@ -61,7 +61,7 @@ CHOICES = dict(
     rate_half=rate(16e-3),
     rate_quarter=rate(8e-3),
     rate_eighth=rate(4e-3),
-    average_none={LAST + 'average': ''},
+    average_none={LAST + 'average': "''"},
     average_swa={LAST + 'average': 'swa'},
     early_peak={LAST + 'schedule_args': dict(pct_start=.1)},
     weight_decay=dict(wd=.05),
