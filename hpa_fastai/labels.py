@@ -174,7 +174,8 @@ def _read_list(path, columns):
     if not rows: raise DataError(f'{path}: a header but no rows')
     _check_fields(path, found)
     names = [o or f'Unnamed: {i}' for i, o in enumerate(names)]   # as pandas does
-    df, lines = pd.DataFrame([o for _, o in rows], columns=names, dtype=str), [i for i, _ in rows]
+    df = pd.DataFrame([o for _, o in rows], columns=names, dtype=str)
+    lines = [i for i, _ in rows]
     _check_ids(path, df[columns[0]], lines)
     return df, lines
 

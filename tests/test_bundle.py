@@ -55,6 +55,8 @@ def same(bundle, **kwargs):
 def test_a_folder_in_place_of_networks(bundle, tmp_path):
     runs = [make_run(tmp_path/f'run{k}') for k in range(2)]
     write_ensemble_runs(tmp_path/'ensemble', 'mean', runs)
+    make_ensemble('mean').save(tmp_path/'ensemble/weights.json')
+    FixedRule(.5).fit(probs, targs).save(tmp_path/'ensemble/thresholds.json')
     for folder in bundle, str(bundle), runs[0], tmp_path/'ensemble', 'simulated':
         opened, loaded = Predictor(folder, 'cpu', fp32=True), Predictor.load(folder, 'cpu', fp32=True)
         assert type(opened) is type(loaded) and opened.labels == loaded.labels

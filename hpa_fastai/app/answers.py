@@ -110,7 +110,8 @@ def label_table(
     rule, trust, names = predictor.decider.rule, predictor.beside.trust, predictor.labels
     given = [o for o in row.Labels.split(';') if o]
     df = pd.DataFrame(dict(label=names, score=rule.scores(raw[None])[0], threshold=rule.thresholds))
-    df['given'], df['probability'] = df.label.isin(given), [float(row[o]) for o in names]
+    df['given'] = df.label.isin(given)
+    df['probability'] = [float(row[o]) for o in names]
     words = dict(zip(given, row.Trust.split(';'))) if trust else {}
     df['trust'] = [words.get(o, trust.word[o] if trust else '') for o in names]
     df['why'] = [_why(o) for o in trust.table.itertuples()] if trust else ''

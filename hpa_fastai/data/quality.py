@@ -67,7 +67,8 @@ def textures(
     half = _halved(img)
     roots = [cv2.LUT(half, _roots)]
     for _ in range(4): roots.append(_halved(roots[-1]))
-    v, raw = np.array([_variances(o) for o in roots]), _variances(half)
+    v = np.array([_variances(o) for o in roots])
+    raw = _variances(half)
     finest = np.log((np.maximum(_variances(img) - raw, 0) + .1)/(raw + .5))/2
     sizes = np.log((np.maximum(v[:-1] - v[1:], 0) + .02)/(v[0] + .1))/2
     (details, steep), (_, coarse) = _details(roots[0]), _details(roots[1])

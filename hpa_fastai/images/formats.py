@@ -108,7 +108,8 @@ def _opaque(a):
 
 def _read_picture(path, head, pixels):
     "What a PNG or JPEG says, and its planes"
-    kind, bits = head[24:26] if head[:8] == _png else b'', None
+    kind = head[24:26] if head[:8] == _png else b''
+    bits = None
     if kind:
         bits = _png_bits(head)
         width, height = int.from_bytes(head[16:20], 'big'), int.from_bytes(head[20:24], 'big')

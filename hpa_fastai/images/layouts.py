@@ -95,7 +95,8 @@ def find_planes(
     path # The file, for the message of an error
 ) -> dict: # Channel -> number of its plane; yellow may be missing, and what you call `none`
     "Which plane of a file is which stain; raises `DataError`"
-    table, found = name_table(channels), {c: o for c, o in channels.items() if isinstance(o, int)}
+    table = name_table(channels)
+    found = {c: o for c, o in channels.items() if isinstance(o, int)}
     meant = [stain_of(o, table) for o in names or []]
     for i, c in enumerate(meant):
         if c in found and found[c] != i:

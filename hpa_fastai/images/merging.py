@@ -184,7 +184,8 @@ def keep_merged(
     progress:bool=True # Show a progress bar?
 ) -> Path: # `out`
     "Merge two folders for a run once, and use the result afterwards; raises `DataError`"
-    folders, out = [Path(o).resolve() for o in (data, extra)], Path(out)
+    folders = [Path(o).resolve() for o in (data, extra)]
+    out = Path(out)
     with one_at_a_time(out):
         record, done = out/'merged.json', out/'train.csv'
         if record.exists() and read_json(record) != dict(folders=[str(o) for o in folders]):

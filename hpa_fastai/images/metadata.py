@@ -81,7 +81,8 @@ def read_ome(
     "What OME-XML says about the first image"
     image = ElementTree.fromstring(xml).find('{*}Image')
     pixels = image.find('{*}Pixels')
-    bits, sides = pixels.get('SignificantBits'), [pixels.get(f'PhysicalSize{o}') for o in 'XY']
+    bits = pixels.get('SignificantBits')
+    sides = [pixels.get(f'PhysicalSize{o}') for o in 'XY']
     um = [um_per_px(o, unit=pixels.get(f'PhysicalSize{c}Unit', 'µm')) for o, c in zip(sides, 'XY') if o]
     names = [o.get('Name') or o.get('Fluor') for o in image.findall('.//{*}Channel')]
     return Told(names, int(bits) if bits else None, um_per_px(*um) if um else None)

@@ -102,7 +102,8 @@ def _open_nd2(path):
     with nd2.ND2File(path) as f:
         size = {o: n for o, n in f.sizes.items() if o != 'P'}
         if 'S' in size: raise DataError('has pixels in colour; export its stains as planes of a TIFF')
-        names, side = [o.channel.name for o in f.metadata.channels or []], f.voxel_size()
+        names = [o.channel.name for o in f.metadata.channels or []]
+        side = f.voxel_size()
         told = Told(names, f.attributes.bitsPerComponentSignificant, um_per_px(side.x, side.y))
         def image(position):
             def plane(index):

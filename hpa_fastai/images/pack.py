@@ -206,7 +206,8 @@ def _check_same_files(pack, samples, reader, workers):
     if before is None: return
     changed, touched = changed_files(before, now)
     if touched:
-        sources, packed = {str(i): o for i, o in samples.items()}, dict(zip(map(str, pack.ids), pack.rows['crc32']))
+        sources = {str(i): o for i, o in samples.items()}
+        packed = dict(zip(map(str, pack.ids), pack.rows['crc32']))
         checksum = partial(_checksum, reader=reader, size=pack.size)
         found = ordered_map(checksum, [sources[i] for i in touched], _n_workers(workers, len(touched)), chunk=16)
         changed += [i for i, crc32 in zip(touched, found) if crc32 != packed.get(i)]

@@ -78,7 +78,8 @@ def _column(df, name):
 
 def _wrong_field(df, column, row, path):
     "Where a list is wrong, and what it says there"
-    file, name = f'{path}: ' if path else '', f' (Id {df.Id.iloc[row]})' if 'Id' in df else ''
+    file = f'{path}: ' if path else ''
+    name = f' (Id {df.Id.iloc[row]})' if 'Id' in df else ''
     return f'{file}row {row + 1}: {column} is {shorten_repr(df[column].iloc[row])}{name}'
 
 def yes_rows(

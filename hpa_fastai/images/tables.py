@@ -229,7 +229,8 @@ def join(self:TableParts,
     "Write the table, unless another process has written it from these shards"
     with one_at_a_time(self.out):
         if (self.path/'joined').exists(): return
-        tmp, write = self.path/self.out.name, _write_parquet if self.out.suffix == '.parquet' else _write_csv
+        tmp = self.path/self.out.name
+        write = _write_parquet if self.out.suffix == '.parquet' else _write_csv
         good = (_good(self.read(k)) for k in range(n))
         write(tmp, (o.reindex(columns=first.columns).astype(first.dtypes) for o in good if len(o)), first)
         os.replace(tmp, self.out)

@@ -124,7 +124,8 @@ def write_bundle(
         configs = _configs(run)
         (tmp/'README.md').write_text(model_card(out.absolute().name, run, p, configs), encoding='utf-8')
         if also: also(tmp, out.absolute().name, p, configs)
-        scales, views = _scales(p), [o.views.n for o in configs]
+        scales = _scales(p)
+        views = [o.views.n for o in configs]
         about = dict(format=1, name=out.absolute().name, hpa_fastai=__version__, labels=p.labels,
                      channels=list(CHANNELS), size=p.size, um_per_px=p.trained_um, views=views,
                      tiles=len(scales) == 1 and _linear(p), neighbours=any(o.neighbours for o in configs), **graph)

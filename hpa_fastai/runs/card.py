@@ -61,7 +61,8 @@ def _learnt_from(configs):
     "What the networks of a run, or of several, have learnt from"
     said = []
     for o in configs:
-        noted, whose = o.trained_on, f'{o.source}: ' if o.source else ''
+        noted = o.trained_on
+        whose = f'{o.source}: ' if o.source else ''
         if noted:
             sizes = ', '.join(f'{n} of {size} pixels' for size, n in list(noted.sizes.items())[:3])
             said.append(f'{whose}{noted.images} {"**simulated**" if noted.simulated else "real"} images'

@@ -70,7 +70,8 @@ def _boosted(trees, x):
     depth = max(1, *(len(o[2]) for o in found))
     rows = [[*o[2], *[(0, np.inf, True)]*(depth - len(o[2]))] for o in found]
     places = torch.tensor([[f*labels + o[0] for f, _, _ in row] for o, row in zip(found, rows)])
-    limits, below = _t([[t for _, t, _ in row] for row in rows]), _t([[b for _, _, b in row] for row in rows])
+    limits = _t([[t for _, t, _ in row] for row in rows])
+    below = _t([[b for _, _, b in row] for row in rows])
     seen = x.transpose(0, 1).flatten(1)[:, places.flatten()].unflatten(1, places.shape)
     met = ((seen <= limits).double() == below).double().amin(-1)
     values = np.zeros((len(found), labels))
@@ -147,7 +148,8 @@ class EnsembleGraph(nn.Module):
         predictor # An `EnsemblePredictor`
     ):
         super().__init__()
-        self.runs, self.ensemble = nn.ModuleList([_graph(o) for o in predictor.members]), predictor.decider.ensemble
+        self.runs = nn.ModuleList([_graph(o) for o in predictor.members])
+        self.ensemble = predictor.decider.ensemble
 
     def forward(self, x): return _combined(self.ensemble, torch.stack([o(x) for o in self.runs]))
 

@@ -90,7 +90,8 @@ def _assume(self:FolderToLabel):
     "Say what is assumed about the scale, and what missing stains cost"
     self.said += self.samples.assumed   # they are printed
     if self.predictor.trained_um: self._say(self._scale_line())
-    combinations, trust = Counter(tuple(o) for o in self.missing.values() if o), self.predictor.beside.trust
+    combinations = Counter(tuple(o) for o in self.missing.values() if o)
+    trust = self.predictor.beside.trust
     for stains, count in combinations.most_common(3):
         if trust: self._say(f'{count} of {len(self.samples)} images {trust.cost_line(stains)}')
 
@@ -143,7 +144,9 @@ def rows(self:FolderToLabel,
     opened # Each an `Opened`
 ) -> pd.DataFrame: # Id, Labels, Trust, Flags, Kept, Nearest, Cosine, Unlike (where known), a column per label
     "Label a batch of images"
-    p, beside, prepared = self.predictor, self.predictor.beside, [o.prepared for o in opened]
+    p = self.predictor
+    beside = p.beside
+    prepared = [o.prepared for o in opened]
     raw, near = p.decider.combine(p._ask(prepared, self.n)), p._near(prepared)
     shown = beside.trust.calibrated(raw) if beside.trust else raw
     columns = {o: k for k, o in enumerate(p.labels)}

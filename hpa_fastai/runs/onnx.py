@@ -167,7 +167,8 @@ def _expit(z): return 1/(1 + np.exp(-np.clip(z, -700, 700)))
 
 def _calibrated(calibrator, probs):
     "Calibrated probabilities (images, labels)"
-    kind, state = calibrator['kind'], {k: np.asarray(v, float) for k, v in calibrator['state'].items()}
+    kind = calibrator['kind']
+    state = {k: np.asarray(v, float) for k, v in calibrator['state'].items()}
     if kind == 'IsotonicCalibrator':
         return np.stack([np.interp(p, *curve) for p, curve in zip(probs.T, state['curves'], strict=True)], 1)
     if kind == 'TemperatureCalibrator': return _expit(_logit(probs, 1e-7)/state['temperature'])

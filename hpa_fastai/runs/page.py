@@ -159,7 +159,8 @@ def matrix_svg(
     margin:int=190 # Room for the names
 ) -> Safe:
     "Draw what is taken for what; rows are the truth"
-    n, names = len(m), [escape(o) for o in m.columns]
+    n = len(m)
+    names = [escape(o) for o in m.columns]
     side, out, most = margin + n*cell, [], max(m.to_numpy().max(), .01)
     for i, name in enumerate(names):
         at = margin + (i + .5)*cell

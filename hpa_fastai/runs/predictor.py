@@ -217,7 +217,8 @@ class EnsemblePredictor(Predictor):
         self.members, self.decider = list(members), decider
         self.size = max(o.size for o in self.members)
         self.bs = min(o.bs for o in self.members)
-        self.trained_on, self.beside = [noted for o in self.members for noted in o.trained_on], Beside()
+        self.trained_on = [noted for o in self.members for noted in o.trained_on]
+        self.beside = Beside()
         self.trained_um = next((o.trained_um for o in self.members if o.trained_um), None)
         self.labels, self.device = self.members[0].labels, self.members[0].device
         for o in self.members:

@@ -34,7 +34,8 @@ def write_report(
     "Write a run as one self-contained HTML page"
     run = RunFolder(run)
     interp, out = run.interpret(packs), Path(out or run.path/'report.html')
-    pack, simulated = interp.images, any(config.trained_on.simulated for config, _ in _noted(run))
+    pack = interp.images
+    simulated = any(config.trained_on.simulated for config, _ in _noted(run))
     doubts = find_doubts(run, pack, progress=len(run.ids) > 2000)
     pictures = [] if pack is None else make_pictures(run, pack, doubts, examples, device)
     sections = [_summary(run, interp), _ensemble(run.scores), _trust(interp), _confusion(interp),
