@@ -124,7 +124,7 @@
 - `hpa_fastai.simulate.vesicles`: The last eight labels: Golgi apparatus, vesicles, droplets, blobs, rods and rings
 - `hpa_fastai.storage`: Many samples in one file, gathered into batches
 - `hpa_fastai.tiles`: One sample as bytes: in tiles or compressed, and measured
-- `hpa_fastai.train.averaging`: Validate and end a fit with an average of many weights instead of the last ones
+- `hpa_fastai.train.averaging`: Averages of many weights, to end a fit with instead of the last ones, or to learn from
 - `hpa_fastai.train.checkpoint`: Continue an interrupted training exactly where it stopped, and keep the best epoch
 - `hpa_fastai.train.f1_losses`: Training on F1 itself: the losses of teams who did that well
 - `hpa_fastai.train.intervals`: How sure a macro F1 is, and how good a network is at each label

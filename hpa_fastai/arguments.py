@@ -204,7 +204,7 @@ EXAMPLES = dict(
     hpa_merge='hpa-merge hpa hpav18 --out both',
     hpa_pack='hpa-pack --images hpa/train --out packs/train --size 512',
     hpa_train='hpa-train --data hpa --out runs/mine\n'
-              'hpa-train --data hpa --out runs/fast --recipe fast --folds 2 --set "bs=16 loss_args.gamma=1"',
+              'hpa-train --data hpa --out runs/fast --recipe fast --folds 2 --set "bs=16 loss_args.smooth=.1"',
     hpa_recipes='hpa-recipes\nhpa-recipes fast > mine.yaml',
     hpa_report='hpa-report --run runs/mine --examples 20',
     hpa_compare='hpa-compare runs/mine runs/fast --plot compare.png',

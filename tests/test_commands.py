@@ -1,8 +1,11 @@
 "Whatever is typed after a command's name is answered in one line, before anything heavy is loaded."
-import re, subprocess, sys
+import re, shlex, subprocess, sys
 import pytest
 
 from hpa_fastai import cli, cli_predict
+from hpa_fastai.arguments import EXAMPLES, set_changes
+from hpa_fastai.runs.fold import check_recipe
+from hpa_fastai.runs.recipes import load_recipe
 
 commands = {name: f for module in (cli, cli_predict) for name, f in vars(module).items()
             if name.startswith('hpa_') and hasattr(f, 'main')}
@@ -78,6 +81,12 @@ def test_help(capsys, name):
     assert not e.value.code and f'examples:\n  {name.replace("_", "-")}' in text
     usage = text.partition('\n\n')[0]
     for o in re.findall(r'--([\w-]+) \(\w+\)\s+Required\.', text): assert f'[--{o}' not in usage and f'--{o} ' in usage
+
+@pytest.mark.parametrize('line', EXAMPLES['hpa_train'].splitlines())
+def test_examples_train(line):
+    words = shlex.split(line)
+    given = dict(zip(words[1::2], words[2::2]))
+    check_recipe(load_recipe(given.get('--recipe', 'default')).override(**set_changes(given.get('--set'))))
 
 @pytest.mark.parametrize('error, status', [(KeyboardInterrupt(), 130), (BrokenPipeError(), 141)])
 def test_interrupted_and_closed(error, status):

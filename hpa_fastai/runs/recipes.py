@@ -40,7 +40,7 @@ class Phase:
     loss:str='' # Loss of this phase, a key of `LOSSES`; by default the recipe's
     loss_args:dict=field(default_factory=dict) # Arguments of that loss
     mix:_mix=field(default_factory=dict) # Blending of images and labels: `{mixup: .4}` or `{cutmix: 1.}`
-    average:str='' # Average of the weights to validate and keep: `'ema'` or `'swa'`; by default none
+    average:str='' # Average of the weights to validate and keep, `'ema'`, `'swa'` or `'teacher'`; by default none
     monitor:str='' # Column of the log whose best epoch is kept, e.g. `'macro_f1'`; by default the last is kept
     patience:whole(0, 10_000)=0 # Epochs to wait for that column, else the validation loss, to improve; 0 never stops
 
@@ -218,7 +218,7 @@ def _inside(d, path, where):
 # %% ../../nbs/700_runs.recipes.ipynb #9ed603e5
 @patch
 def override(self:Recipe,
-    **choices # New values by name, also dotted (`phases.0.lr`, `loss_args.gamma`); text is read as YAML, None skipped
+    **choices # New values by name, also dotted (`phases.0.lr`, `loss_args.smooth`); text is read as YAML, None skipped
 ) -> Recipe:
     "Copy the recipe with some fields changed; raises `DataError`"
     d, where = asdict(self), f'recipe {self.name}'

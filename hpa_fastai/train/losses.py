@@ -73,14 +73,18 @@ class MultiLabelBCELoss(MultiLabelLoss):
     def __init__(self,
         weight=None, # Weight of each label, (labels,)
         pos_weight=None, # Weight of the positives: a number, or one per label
+        smooth:float=0., # Label smoothing: how much of each target is replaced by one half, 0 to 1
         reduction:str='mean', # As in `MultiLabelLoss`
         thresh:float=.5 # Probability above which `decodes` predicts a label
     ):
         super().__init__(reduction, thresh)
+        if not 0 <= smooth < 1: raise ValueError(f'smooth is {smooth}, but it must lie in 0 to 1; 0.1 is usual')
+        self.smooth = smooth
         self._register(weight=weight, pos_weight=pos_weight)
 
     def loss(self, logits, targs):
         "Cross-entropy of each answer"
+        if self.smooth: targs = targs*(1 - self.smooth) + self.smooth/2
         return F.binary_cross_entropy_with_logits(
             logits, targs, self.weight, pos_weight=self.pos_weight, reduction='none')
 

@@ -19,7 +19,7 @@ from fastai.callback.tracker import TrackerCallback
 from fastai.vision.all import delegates, Learner, L, patch
 
 import hpa_fastai.train.probe # with it, a learner has `fit_probe`
-from .averaging import WeightEMA, WeightSWA
+from .averaging import MeanTeacher, WeightEMA, WeightSWA
 
 # %% ../../nbs/460_train.schedules.ipynb #b1c1cc40
 def _rates(learn, lr):
@@ -114,4 +114,4 @@ SCHEDULES = dict(
     one_cycle=Learner.fit_one_cycle, constant=Learner.fit, cosine=partial(Learner.fit_flat_cos, pct_start=0.),
     cycles=Learner.fit_cycles, steps=Learner.fit_steps, plateau=Learner.fit_plateau,
     probe=Learner.fit_probe)
-AVERAGES = dict(ema=WeightEMA, swa=WeightSWA)
+AVERAGES = dict(ema=WeightEMA, swa=WeightSWA, teacher=MeanTeacher)
