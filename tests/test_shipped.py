@@ -1,5 +1,9 @@
 "The network that ships with the package: small, complete, and as good on real images as its card says."
+from pathlib import Path
+from runpy import run_path
+
 import numpy as np, pytest, torch
+
 from hpa_fastai.labels import encode_targets, LABELS, read_labels
 from hpa_fastai.images.samples import find_samples, open_rgby
 from hpa_fastai.runs.predictor import Predictor
@@ -7,6 +11,7 @@ from hpa_fastai.runs.shipped import SHIPPED
 from hpa_fastai.train.metrics import average_precision_per_class
 
 torch.set_num_threads(1)
+TOOL = Path(__file__).resolve().parent.parent/'tools/simulated_network.py'
 
 def test_small_and_complete():
     files = {o.name: o.stat().st_size for o in (SHIPPED/'simulated').rglob('*') if o.is_file()}
@@ -15,6 +20,20 @@ def test_small_and_complete():
     assert needed <= set(files)
     card = (SHIPPED/'simulated/card.md').read_text(encoding='utf-8')
     assert all(f'| {o} |' in card for o in LABELS)
+
+def test_made_again(tmp_path):
+    "The command that makes it, in miniature and into an empty folder: what it writes can be opened"
+    tool = run_path(TOOL)
+    shared_names = tool['draw_file'].__globals__
+    shared_names['PER_FILE'] = 4
+    files = [tool['draw_file'](tmp_path, k) for k in range(2)]
+    drawn = files[0].read_bytes()
+    assert tool['draw_file'](tmp_path, 0).read_bytes() == drawn
+    model, hours = tool['train'](files, tmp_path, 2, 4, 'muon', .02, 0, 0, 'cpu')
+    tool['save'](model, tmp_path/'made', 0, dict(hours=hours))
+    predictor = Predictor.load(tmp_path/'made')
+    probs = predictor.predict_probs([np.full((160, 160, 4), 60, np.uint8)], um=.34)
+    assert probs.shape == (1, 28)
 
 def test_real_fields(shared):
     "Ranking and first labels, with one view; the card's figures are those of four"

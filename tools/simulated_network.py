@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save as as_bytes
+from timm.optim import Muon
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hpa_fastai.labels import LABELS
@@ -30,6 +31,8 @@ from hpa_fastai.workers import ordered_map
 HERE = Path(__file__).resolve().parent.parent
 UM, SIDE = .34, 160 # µm per pixel and side of the images that it learns from
 PER_FILE = 128
+OPTIMIZERS = dict(muon=partial(Muon, weight_decay=.01),
+                  adamw=partial(torch.optim.AdamW, weight_decay=.03, fused=True)) # at a rate of .003
 COMMON = 0, 25 # Nucleoplasm and Cytosol are drawn in every field; of the others, six at a time
 
 def deal(rng):
@@ -93,13 +96,13 @@ def loss_of(logits, y):
     some = -(y/n.clamp_min(1)*logits.log_softmax(1)).sum()/n.count_nonzero().clamp_min(1)
     return each + some
 
-def train(files, work, steps, bs, lr, seed, workers, device):
+def train(files, work, steps, bs, opt, lr, seed, workers, device):
     "The averaged network after so many steps, and the hours of training"
     torch.manual_seed(seed)
     model = rgby_model('resnet18', layers=[1, 1, 1, 1], channels=[32, 64, 128, 256], weights=None, dropout=.2,
                        image_norm='sqrt').to(device, memory_format=torch.channels_last)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(.998), use_buffers=True)
-    opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=.03, fused=True)
+    opt = OPTIMIZERS[opt](model.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(opt, partial(rate, steps=steps))
     checkpoint, done, hours, losses = work/f'checkpoint{seed}.pt', 0, 0, []
     parts = dict(model=model, averaged=averaged, opt=opt, schedule=schedule)
@@ -138,7 +141,9 @@ def save(model, out, fold, notes):
     save_config(out, model.config | dict(head='competing'), 480, [0]*4, [1]*4, um_per_px=UM, views=dict(n=4),
                 source='simulated cells (tools/simulated_network.py)', licence='Apache-2.0')
     record_networks(out)
-    if not (out/'thresholds.json').exists(): EnsembleRule(rule=FixedRule()).save(out) # shipped.py chooses better ones
+    if not (out/'thresholds.json').exists(): # shipped.py chooses better ones
+        nothing = np.zeros((1, len(LABELS)))
+        EnsembleRule(rule=FixedRule().fit(nothing, nothing)).save(out)
     made = read_json(out/'made.json') if (out/'made.json').exists() else {}
     write_json(out/'made.json', made | {f'fold{fold}': notes})
 
@@ -151,7 +156,8 @@ def main():
     p.add_argument('--steps', type=int, default=6000)
     p.add_argument('--seed', type=int, default=2)
     p.add_argument('--bs', type=int, default=32)
-    p.add_argument('--lr', type=float, default=3e-3)
+    p.add_argument('--opt', choices=OPTIMIZERS, default='muon')
+    p.add_argument('--lr', type=float, default=.02)
     p.add_argument('--workers', type=int, default=1, help='processes that compose images')
     p.add_argument('--threads', type=int, default=1, help="PyTorch's threads")
     a = p.parse_args()
@@ -160,8 +166,8 @@ def main():
     files = list(ordered_map(partial(draw_file, a.work), range(a.files), a.workers + 1))
     print(f'{a.files*PER_FILE} fields in {a.work}', flush=True)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    model, hours = train(files, a.work, a.steps, a.bs, a.lr, a.seed, a.workers, device)
-    options = ' '.join(f'--{o} {getattr(a, o)}' for o in ('fold', 'files', 'steps', 'bs', 'lr', 'seed'))
+    model, hours = train(files, a.work, a.steps, a.bs, a.opt, a.lr, a.seed, a.workers, device)
+    options = ' '.join(f'--{o} {getattr(a, o)}' for o in ('fold', 'files', 'steps', 'bs', 'opt', 'lr', 'seed'))
     made = dict(command=f'python tools/simulated_network.py {options}', fields=a.files*PER_FILE,
                 images=a.steps*a.bs, hours=round(hours, 2), device=device)
     save(model, a.out, a.fold, made)
