@@ -277,6 +277,7 @@ def _read_features(file, n):
     if found.ndim == 2 and found.dtype == np.float16 and len(found) == n and np.isfinite(found).all(): return found
     raise DataError(f'{file}: {found.shape} {found.dtype} for {n} images; delete it, and {_again}')
 
+# %% ../../nbs/640_explain.neighbours.ipynb #8ed3b241
 @patch(cls_method=True)
 def load(cls:KnownImages,
     folder, # What `save` wrote

@@ -70,6 +70,7 @@ def _learnt_from(configs):
         else: said.append(f'{whose}the run has not noted what it learnt from')
     return '\n'.join(f'- {o}' for o in dict.fromkeys(said))
 
+# %% ../../nbs/747_runs.card.ipynb #bdcb6666
 def _limits(predictor, configs):
     "Where not to believe a network, in a list"
     um = predictor.trained_um
@@ -84,6 +85,7 @@ def _limits(predictor, configs):
         'Labels with few images in the table: their intervals say how little is known.',
         'Anything that decides about a patient: this is a tool for research.'])
 
+# %% ../../nbs/747_runs.card.ipynb #c3239fde
 _CARD = """# {name}
 
 Says where in the cell a protein is seen: {labels} labels, for fluorescence images of {channels}.
@@ -126,6 +128,7 @@ licence that asks for its name and for the same licence (CC BY-SA, see proteinat
 Protein Atlas where you show or share what was made with them.
 """
 
+# %% ../../nbs/747_runs.card.ipynb #552f9b7c
 def model_card(
     name:str, # Name of the network
     run, # Folder of the run or ensemble

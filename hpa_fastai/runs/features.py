@@ -185,6 +185,7 @@ def save(self:LinearProbe,
     numbers = {o: getattr(self, o).tolist() for o in ('weight', 'bias', 'mean', 'std')}
     write_json(path, dict(labels=self.labels, **numbers))
 
+# %% ../../nbs/745_runs.features.ipynb #e97ca221
 @patch(cls_method=True)
 def load(cls:LinearProbe,
     path # What `save` wrote

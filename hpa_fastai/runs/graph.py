@@ -110,6 +110,7 @@ class ExactPool(nn.AdaptiveAvgPool2d):
         down, across = (means(int(n), k) for n, k in zip(x.shape[-2:], _pair(self.output_size)))
         return down @ x @ across.T
 
+# %% ../../nbs/746_runs.graph.ipynb #5093cefe
 def _exact(o):
     "What takes the place of a layer in the graph; None for most"
     if isinstance(o, ImageNorm): return ExactNorm(o.name)
@@ -125,6 +126,7 @@ def _alone(model, side):
     if sized: sized[0].set_input_size((side, side))
     return model
 
+# %% ../../nbs/746_runs.graph.ipynb #580ec4c0
 class RunGraph(nn.Module):
     "From bytes to probabilities, by the networks of a run"
     def __init__(self,
@@ -142,6 +144,7 @@ class RunGraph(nn.Module):
         x = squared(torch, x, self.size, self.mirrored)/255*self.slope + self.offset
         return _combined(self.ensemble, torch.stack([o(x) for o in self.networks]))
 
+# %% ../../nbs/746_runs.graph.ipynb #3ff5cb96
 class EnsembleGraph(nn.Module):
     "From bytes to probabilities, by several runs"
     def __init__(self,
@@ -155,6 +158,7 @@ class EnsembleGraph(nn.Module):
 
 def _graph(predictor): return (EnsembleGraph if hasattr(predictor, 'members') else RunGraph)(predictor)
 
+# %% ../../nbs/746_runs.graph.ipynb #1058ba91
 class BytesFirst(nn.Module):
     "A graph whose input is an image as files hold it: (batch, height, width, 4) uint8"
     def __init__(self,

@@ -85,6 +85,7 @@ def _um_of(source):
     "Micrometres per pixel of a sample; None if nobody tells, or if it can't be read: opening it says what is wrong"
     with suppress(DataError, OSError): return pixel_size(source)
 
+# %% ../../nbs/743_runs.label_folder.ipynb #10e1c671
 @patch
 def _assume(self:FolderToLabel):
     "Say what is assumed about the scale, and what missing stains cost"
@@ -95,6 +96,7 @@ def _assume(self:FolderToLabel):
     for stains, count in combinations.most_common(3):
         if trust: self._say(f'{count} of {len(self.samples)} images {trust.cost_line(stains)}')
 
+# %% ../../nbs/743_runs.label_folder.ipynb #51866905
 @patch
 def _scale_line(self:FolderToLabel):
     "What becomes of the scale, by some of the images"
@@ -171,6 +173,7 @@ def note_file(
     out = Path(out)
     return out.with_name((out.stem if out.suffix == '.csv' else out.name) + '.json')
 
+# %% ../../nbs/743_runs.label_folder.ipynb #8cde9b13
 @patch
 def note(self:FolderToLabel,
     labelled:int, # Number of images that were labelled

@@ -238,6 +238,7 @@ def _read_trust(file, labels):
     try: return {str(o['label']): str(o['word']) for o in _read_json(file)['labels'] if o['label'] in labels}
     except (KeyError, TypeError) as e: raise DataError(f'{file}: no words of trust ({e!r:.80}); {_remedy}') from None
 
+# %% ../../nbs/737_runs.onnx.ipynb #2cf1c0d2
 class OnnxPredictor:
     "A bundle's network without PyTorch: from images to labels"
     def __init__(self,

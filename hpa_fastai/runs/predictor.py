@@ -120,6 +120,7 @@ def decide(self:Predictor,
     if near is not None: decisions = near.pass_on(decisions)
     return [[self.labels[i] for i in np.argsort(-p) if yes[i]] for yes, p in zip(decisions, probs)]
 
+# %% ../../nbs/744_runs.predictor.ipynb #c5fe4336
 @patch
 def predict(self:Predictor,
     imgs, # List of images (height, width, 4) uint8, of any sizes; they are one batch
