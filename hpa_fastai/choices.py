@@ -65,6 +65,7 @@ def one_of(
         return o
     return Annotated[type(choices[0]), AfterValidator(check), _words(choices)]
 
+# %% ../nbs/040_choices.ipynb #3a45ebae
 @cache
 def text(
     pattern:str, # Regular expression that all of the text has to match
@@ -73,6 +74,7 @@ def text(
     "Text of a form, with at most 1,000 characters"
     return Annotated[str, Field(pattern=f'^(?:{pattern})$', max_length=1000), says]
 
+# %% ../nbs/040_choices.ipynb #cfbbfc19
 @cache
 def list_of(
     kind, # The kind of each item
@@ -87,6 +89,7 @@ def list_of(
     says = f'{low:,} to {high:,} {says}' if low else says
     return Annotated[list, Field(min_length=low, max_length=high), AfterValidator(check), f'a list of {says}']
 
+# %% ../nbs/040_choices.ipynb #50819114
 @cache
 def either(
     a, # A kind

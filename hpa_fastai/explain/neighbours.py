@@ -127,6 +127,7 @@ def embed(self:KnownImages,
     x = self.normalise.batch_of(imgs, self.device, self.size)
     with best_autocast(self.device): return features(self.model, x).cpu().numpy()
 
+# %% ../../nbs/640_explain.neighbours.ipynb #dbc946ef
 @patch
 def embed_pack(self:KnownImages,
     pack, # A `Pack`
