@@ -3068,8 +3068,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'hpa_fastai/train/averaging.py'),
                                             'hpa_fastai.train.averaging.MeanTeacher.__init__': ( 'train.averaging.html#meanteacher.__init__',
                                                                                                  'hpa_fastai/train/averaging.py'),
-                                            'hpa_fastai.train.averaging.MeanTeacher.after_loss': ( 'train.averaging.html#meanteacher.after_loss',
-                                                                                                   'hpa_fastai/train/averaging.py'),
                                             'hpa_fastai.train.averaging.MeanTeacher.after_pred': ( 'train.averaging.html#meanteacher.after_pred',
                                                                                                    'hpa_fastai/train/averaging.py'),
                                             'hpa_fastai.train.averaging.WeightEMA': ( 'train.averaging.html#weightema',

@@ -87,10 +87,10 @@ class WeightEMA(_WeightAverage):
 
 # %% ../../nbs/450_train.averaging.ipynb #8079b7f8
 class MeanTeacher(WeightEMA):
-    "`WeightEMA`, and the average's probabilities of each batch are targets, too"
+    "`WeightEMA`, and in training the targets move towards the average's probabilities"
     def __init__(self,
         decay:float=.999, # As in `WeightEMA`
-        share_at_end:float=.5 # Share of the loss that compares with the teacher's probabilities, at the last step
+        share_at_end:float=.5 # Share of the teacher's probabilities in the targets, at the last step
     ):
         super().__init__(decay)
         self.share_at_end = share_at_end
@@ -98,14 +98,8 @@ class MeanTeacher(WeightEMA):
     def after_pred(self):
         "Ask the teacher about the batch"
         if not (self.training and self.average.n_averaged): return
-        with torch.no_grad(): self.taught = self.loss_func.activation(self.average.module.eval()(*self.xb))
-
-    def after_loss(self):
-        "Blend both losses"
-        if not (self.training and self.average.n_averaged): return
-        share = self.share_at_end*self.pct_train
-        self.learn.loss_grad = (1 - share)*self.loss_grad + share*self.loss_func(self.pred, self.taught)
-        self.learn.loss = self.loss_grad.clone()
+        with torch.no_grad(): taught = self.loss_func.activation(self.average.module.eval()(*self.xb))
+        self.learn.yb = (torch.lerp(self.yb[0].float(), taught, self.share_at_end*self.pct_train),)
 
 # %% ../../nbs/450_train.averaging.ipynb #b1eb3b5a
 class WeightSWA(_WeightAverage):
