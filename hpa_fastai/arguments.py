@@ -103,12 +103,6 @@ def check_output(
     if not there.is_dir(): raise UsageError(f'{what}{path}: {there} is a file; give another folder')
     if not os.access(there, os.W_OK): raise UsageError(f'{what}{path}: may not write in {there}; give another place')
 
-# %% ../nbs/890_arguments.ipynb #9b37c310
-INPUTS = dict(data=True, images=True, run=True, folders=True, runs=True, submission=False, samples=False)
-OUTPUTS = dict(out=True, packs=True, plot=False)
-NETWORKS = ('simulated',)   # names of networks that ship with the package, in place of a run's folder
-WORDS = 'folders', 'runs', 'submission', 'name'   # given without a dash
-
 # %% ../nbs/890_arguments.ipynb #c26449f2
 def check_weights(
     files:str # A file or a folder, or several files with commas between
@@ -118,6 +112,11 @@ def check_weights(
         if not Path(o).exists(): raise UsageError(f'--weights {o}: no such file or folder; check the name')
 
 # %% ../nbs/890_arguments.ipynb #2ce16c8c
+INPUTS = dict(data=True, images=True, run=True, folders=True, runs=True, submission=False, samples=False)
+OUTPUTS = dict(out=True, packs=True, plot=False)
+NETWORKS = ('simulated',)   # names of networks that ship with the package, in place of a run's folder
+WORDS = 'folders', 'runs', 'submission', 'name'   # given without a dash
+
 def check_paths(
     command:str, # Name of the command
     given:dict # Name → value

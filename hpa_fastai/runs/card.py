@@ -128,6 +128,10 @@ licence that asks for its name and for the same licence (CC BY-SA, see proteinat
 Protein Atlas where you show or share what was made with them.
 """
 
+def _deeper(text):
+    "Markdown with every title two levels deeper"
+    return '\n'.join(f'##{o}' if o.startswith('#') else o for o in text.splitlines()) + '\n'
+
 # %% ../../nbs/747_runs.card.ipynb #552f9b7c
 def model_card(
     name:str, # Name of the network
@@ -148,7 +152,3 @@ def model_card(
                         s='s'*(n > 1), names=', '.join(p.labels), learnt=_learnt_from(configs), licence=licence,
                         scale=f'; {um:.3g} µm per pixel, others are brought to it' if um else '',
                         scores=_scores_of(run, p), limits=_limits(p, configs)) + own
-
-def _deeper(text):
-    "Markdown with every title two levels deeper"
-    return '\n'.join(f'##{o}' if o.startswith('#') else o for o in text.splitlines()) + '\n'
