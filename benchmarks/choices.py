@@ -90,7 +90,7 @@ CHOICES = dict(
     adamw=rate(4e-3, opt='adamw'),
     adamw_double=rate(8e-3, opt='adamw'),
     lion=rate(8e-4, opt='lion'),
-    lion_quarter=rate(2e-4, opt='lion'),
+    lion_higher=rate(3e-3, opt='lion'),
     adamuon=rate(16e-3, opt='adamuon'),
     sgd=rate(.1, opt='sgd'))
 
@@ -152,4 +152,5 @@ def main(
     print(table.round(4).to_string())
     if json:
         long = pd.concat(dict(zip(seeds.split(), tables)), names=['data', 'choice']).round(4).reset_index()
-        write_json(json, dict(settings=dict(budget=budget, images=images, base=base), rows=long.to_dict('records')))
+        settings = dict(budget=budget, images=images, base=base, weights='imagenet' if imagenet else 'none')
+        write_json(json, dict(settings=settings, rows=long.to_dict('records')))

@@ -29,7 +29,7 @@ def test_made_again(tmp_path):
     files = [tool['draw_file'](tmp_path, k) for k in range(2)]
     drawn = files[0].read_bytes()
     assert tool['draw_file'](tmp_path, 0).read_bytes() == drawn
-    model, hours = tool['train'](files, tmp_path, 2, 4, 'muon', .02, 0, 0, 'cpu')
+    model, hours = tool['train'](files, tmp_path, 2, 4, .003, 0, 0, 'cpu')
     tool['save'](model, tmp_path/'made', 0, dict(hours=hours))
     predictor = Predictor.load(tmp_path/'made')
     probs = predictor.predict_probs([np.full((160, 160, 4), 60, np.uint8)], um=.34)
