@@ -89,6 +89,7 @@ CHOICES = dict(
     weight_decay=dict(wd=.05),
     adamw=rate(4e-3, opt='adamw'),
     adamw_double=rate(8e-3, opt='adamw'),
+    adamw_same=dict(opt='adamw'),
     lion=rate(8e-4, opt='lion'),
     lion_higher=rate(3e-3, opt='lion'),
     adamuon=rate(16e-3, opt='adamuon'),
