@@ -73,12 +73,12 @@ class MultiLabelBCELoss(MultiLabelLoss):
     def __init__(self,
         weight=None, # Weight of each label, (labels,)
         pos_weight=None, # Weight of the positives: a number, or one per label
-        smooth:float=0., # Label smoothing: how much of each target is replaced by one half, 0 to 1
+        smooth:float=0., # Label smoothing: share of each target that is replaced by one half
         reduction:str='mean', # As in `MultiLabelLoss`
         thresh:float=.5 # Probability above which `decodes` predicts a label
     ):
         super().__init__(reduction, thresh)
-        if not 0 <= smooth < 1: raise ValueError(f'smooth is {smooth}, but it must lie in 0 to 1; 0.1 is usual')
+        if not 0 <= smooth < 1: raise ValueError(f'smooth is {smooth}; give a share below 1, 0.1 is usual')
         self.smooth = smooth
         self._register(weight=weight, pos_weight=pos_weight)
 
