@@ -1127,6 +1127,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'hpa_fastai/images/assumptions.py'),
                                                'hpa_fastai.images.assumptions._may_need_bits': ( 'images.assumptions.html#_may_need_bits',
                                                                                                  'hpa_fastai/images/assumptions.py'),
+                                               'hpa_fastai.images.assumptions._say_lacking': ( 'images.assumptions.html#_say_lacking',
+                                                                                               'hpa_fastai/images/assumptions.py'),
                                                'hpa_fastai.images.assumptions._slices_of': ( 'images.assumptions.html#_slices_of',
                                                                                              'hpa_fastai/images/assumptions.py'),
                                                'hpa_fastai.images.assumptions._some': ( 'images.assumptions.html#_some',

@@ -147,13 +147,16 @@ def say_assumed(
     strict:bool # Is a file whose planes mean nothing an error?
 ):
     "Say what is assumed about stains, one line for each assumption; raises `DataError` where that can't be done"
-    unnamed, called, slices = [], {}, []
+    unnamed, called, slices, refused = [], {}, [], {}
+    needed = {*CHANNELS[:3]} - {*absent_stains(channels)}
     for i, source in samples.items():
         has, info = _look_into(source, channels, strict) or (CHANNELS, None)
         if info and not (info.names or channels): unnamed.append(max(has.values()) + 1)
         if info and info.names: called |= {c: info.names[k] for c, k in has.items()}
         slices.append(_slices_of(source, info))
-        if len(has) < 4: samples.missing[i] = [c for c in CHANNELS if c not in has]
+        lacking = [c for c in CHANNELS if c not in has]
+        black = not needed & {*lacking} or not isinstance(source.files, dict)
+        if lacking: (samples.missing if black else refused)[i] = lacking
     named = {c: o for c, o in layout.names.items() if plain_name(o) != c and c not in channels}
     if named: samples.say(folder, 'by the names of files, ' + ', '.join(f'{c} is {o}' for c, o in named.items()))
     if called: samples.assumed.append('by the names of planes, ' + ', '.join(f'{c} is {o}' for c, o in called.items()))
@@ -165,6 +168,12 @@ def say_assumed(
     if max(slices, default=1) > 1:
         samples.say(folder, f'{sum(o > 1 for o in slices)} of {n} samples are stacks of up to {max(slices)} slices, of '
                     'which the brightest pixels are taken (a maximum projection)')
-    for c, lack in Counter(c for o in samples.missing.values() for c in o).items():
-        first = next(i for i, o in samples.missing.items() if c in o)
-        samples.say(folder, f'{lack} of {n} samples have no {c} stain, the first is {first}; it is taken as black')
+    _say_lacking(folder, samples, samples.missing, CHANNELS, 'it is taken as black')
+    _say_lacking(folder, samples, refused, needed, 'add its file, or give channels="{}=none"')
+
+def _say_lacking(folder, samples, lacking, stains, what):
+    "Say how many samples lack each stain, and what that means"
+    for c, n in Counter(c for o in lacking.values() for c in o if c in stains).items():
+        first = next(i for i, o in lacking.items() if c in o)
+        some = f'{n} of {len(samples)} samples have no {c} stain, the first is {first}'
+        samples.say(folder, f'{some}; {what.format(c)}')

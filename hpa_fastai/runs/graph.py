@@ -14,6 +14,7 @@ __all__ = ['GraphTTA', 'ExactNorm', 'ExactPool', 'RunGraph', 'EnsembleGraph', 'B
 # %% ../../nbs/746_runs.graph.ipynb #8c4ae82e
 from contextlib import contextmanager
 from copy import deepcopy
+from importlib.util import find_spec
 from io import BytesIO
 import logging, warnings
 
@@ -195,6 +196,7 @@ def write_graph(
                               input_names=['image'], output_names=['probabilities'], dynamic_axes=axes)
     except (RuntimeError, ValueError) as e:
         if isinstance(e, DataError): raise
+        if not find_spec('onnx'): raise DataError('the package onnx is missing; pip install onnx onnxruntime') from None
         raise DataError(f'this network can\'t be written as ONNX ({e!s:.150}); leave it out (--no-onnx)') from None
     with open(file, 'wb') as f: f.write(out.getbuffer())
 

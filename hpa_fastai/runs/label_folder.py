@@ -90,7 +90,10 @@ def _um_of(source):
 def _assume(self:FolderToLabel):
     "Say what is assumed about the scale, and what missing stains cost"
     self.said += self.samples.assumed   # they are printed
+    um = self.options['um']
     if self.predictor.trained_um: self._say(self._scale_line())
+    elif um: self._say(f'{um:g} µm per pixel changes no label, only flags: nobody noted the scale at which this '
+                       'network learnt, so it sees each image whole')
     combinations = Counter(tuple(o) for o in self.missing.values() if o)
     trust = self.predictor.beside.trust
     for stains, count in combinations.most_common(3):
