@@ -22,7 +22,7 @@ LOOPBACK = '127.0.0.1', 'localhost', '::1'
 def _check(port):
     "Refuse what can be refused before anything heavy is loaded; raises `UsageError`"
     if port is not None and not 1 <= port <= 65535: raise UsageError(f'--port {port}: give a number from 1 to 65535')
-    if find_spec('gradio') is None: raise UsageError('the page needs Gradio; run `pip install hpa_fastai[app]`')
+    if find_spec('gradio') is None: raise UsageError("the page needs Gradio; run `pip install 'hpa_fastai[app]'`")
 
 @command()
 def hpa_app(

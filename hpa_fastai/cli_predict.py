@@ -38,9 +38,9 @@ def _write_features(predictor, images, out, dry_run, how):
     if tally is None: return print(_again(out))
     print(f'{out}: features of {tally.images} images; these weights know no labels (see LinearProbe)')
 
-def _summary(words):
-    "How many of the labels given are to be trusted; `''` if nobody knows"
-    if not words: return ''
+def _summary(words, trust):
+    "How many of the labels given are to be trusted, or that nobody has measured it"
+    if not trust: return "; nobody has measured how far to trust them: see the run's report"
     return '; of {} labels: trust {}, look twice at {}, don\'t trust {}'.format(
         sum(words.values()), *(words[o] for o in ('trust', 'look twice', "don't")))
 
@@ -96,4 +96,4 @@ def hpa_predict(
                          'red, green, blue, yellow, all together')
         tally = FolderToLabel(predictor, images, **how).write(out)
         if tally is None: return print(_again(out))
-        print(f'{out}: {tally.images} images labelled{_summary(tally.words)}')
+        print(f'{out}: {tally.images} images labelled{_summary(tally.words, predictor.beside.trust)}')

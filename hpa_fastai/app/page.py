@@ -29,7 +29,7 @@ from .words import CSS, head_html, limits_html, welcome_html
 def import_gradio():
     "The module `gradio`; raises `DataError` if it is not installed"
     try: import gradio
-    except ImportError as e: raise DataError('the page needs Gradio; run `pip install hpa_fastai[app]`') from e
+    except ImportError as e: raise DataError("the page needs Gradio; run `pip install 'hpa_fastai[app]'`") from e
     return gradio
 
 # %% ../../nbs/957_app.page.ipynb #56b35f8d
