@@ -169,7 +169,7 @@ def say_assumed(
         samples.say(folder, f'{sum(o > 1 for o in slices)} of {n} samples are stacks of up to {max(slices)} slices, of '
                     'which the brightest pixels are taken (a maximum projection)')
     _say_lacking(folder, samples, samples.missing, CHANNELS, 'it is taken as black')
-    _say_lacking(folder, samples, refused, needed, 'add its file, or give channels="{}=none"')
+    _say_lacking(folder, samples, refused, needed, "add its file, or give channels='{}=none'")
 
 def _say_lacking(folder, samples, lacking, stains, what):
     "Say how many samples lack each stain, and what that means"
