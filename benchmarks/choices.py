@@ -5,8 +5,8 @@
 The recipe `best` is run as in benchmarks/recipes.py (a small residual network from scratch, a quarter of the size, so
 many images seen), and then once more for each row of CHOICES, with that alone changed. Every data set is another
 simulation. The table has the mean of the differences to the unchanged recipe over the data sets, in macro F1 (each
-label's threshold by `MeanRule`, fitted on the other fold) and in mean average precision, and how far they spread. The
-row `again` changes nothing but the seed of training: differences as small as its own are chance.
+label's threshold by `MeanRule`, fitted on the other fold), with its 95 % interval over images, and in mean average
+precision. The row `again` changes nothing but the seed of training: differences as small as its own are chance.
 
 With `--imagenet FILE` an EfficientNet-Lite0 with ImageNet's weights takes the place of the network from scratch, at a
 rate of .002 (.01 for stem and head); the rows `stem_…` are about it, since weights of three channels have to be made
@@ -17,23 +17,21 @@ import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from fastcore.script import call_parse
 
-from hpa_fastai.decide.rules import cross_decide, MeanRule
 from hpa_fastai.files import write_json
 from hpa_fastai.labels import read_labels
+from hpa_fastai.runs.compare import compare_runs
 from hpa_fastai.runs.crossval import cross_validate
-from hpa_fastai.runs.folder import RunFolder
 from hpa_fastai.runs.recipes import load_recipe
 from hpa_fastai.train.learner import OPTIMIZERS
-from hpa_fastai.train.metrics import macro_f1, mean_average_precision
 from recipes import scaled, simulated
 from starts import imagenet_file
 
 LAST = 'phases.1.'   # of the two phases, the one that trains long
+SCORES = ['macro_f1', 'difference', 'diff_low', 'diff_high', 'mean_ap', 'ap_difference']
 
 def rate(highest, **more):
     "Another highest learning rate of both phases"
@@ -95,13 +93,6 @@ CHOICES = dict(
     adamuon=rate(16e-3, opt='adamuon'),
     sgd=rate(.1, opt='sgd'))
 
-def scores(path):
-    "Macro F1 and mean average precision of a run, out of fold"
-    run = RunFolder(path)
-    def fit(probs, targs, folds): return MeanRule().fit(probs, targs)
-    decisions = cross_decide(fit, run.probs, run.targs, run.folds)
-    return macro_f1(decisions, run.targs), mean_average_precision(run.probs, run.targs)
-
 def pretrained(recipe, work, pth):
     "The recipe with an EfficientNet-Lite0 that begins with ImageNet's weights"
     return recipe.override(body='tf_efficientnet_lite0', weights=str(imagenet_file(work, pth)),
@@ -113,25 +104,27 @@ def run_all(out, seed, names, budget, images, base, changes, imagenet=None):
     data = simulated(out/f'cells{seed}', images, seed)
     plain = scaled(load_recipe(base).override(thresholds='MeanRule'), read_labels(data/'train.csv'), budget, folds=2)
     if imagenet: plain = pretrained(plain, out, imagenet)
-    rows = {}
-    for name in ['unchanged', *names]:
-        path = out/f'{base}{budget}{"_imagenet" if imagenet else ""}'/f'{name}{seed}'
+    folder = out/f'{base}{budget}{"_imagenet" if imagenet else ""}'
+    names = ['unchanged', *names]
+    for name in names:
+        path = folder/f'{name}{seed}'
         if not (path/'scores.json').exists():
             print(f'--- {name}, data set {seed}, {time.strftime("%H:%M")}', flush=True)
             cross_validate(data, path, plain.override(**changes.get(name, {})), packs=out/f'packs{seed}')
-        rows[name] = scores(path)
-    return pd.DataFrame(rows, index=['macro_f1', 'mean_ap']).T
+    table = compare_runs([folder/f'{o}{seed}' for o in names], against=f'unchanged{seed}')
+    table.index = [o.removesuffix(str(seed)) for o in table.index]
+    table['ap_difference'] = table.mean_ap - table.mean_ap['unchanged']
+    return table.loc[names, SCORES]
 
-def compared(tables):
-    "Differences to the unchanged recipe: mean over the data sets, standard error, and how many of them are above 0"
-    differences = np.stack([t - t.loc['unchanged'] for t in tables])
-    error = differences.std(0, ddof=1)/np.sqrt(len(tables)) if len(tables) > 1 else differences[0]*np.nan
-    columns = {}
-    for j, score in enumerate(tables[0].columns):
-        columns |= {score: np.mean([t[score] for t in tables], 0), f'{score}_more': differences[:, :, j].mean(0),
-                    f'{score}_error': error[:, j], f'{score}_up': (differences[:, :, j] > 0).sum(0)}
-    table = pd.DataFrame(columns, index=tables[0].index)
-    return table.sort_values('macro_f1', ascending=False)
+def mean_difference(tables):
+    "Means over independent data sets, one below the other with their names in front; intervals shrink accordingly"
+    by_choice = tables.groupby(level='choice')
+    table = by_choice[['macro_f1', 'difference', 'ap_difference']].mean()
+    half = ((tables.diff_high - tables.diff_low)/2)**2
+    half = half.groupby(level='choice').sum()**.5/by_choice.size()
+    table.insert(2, 'low', table.difference - half)
+    table.insert(3, 'high', table.difference + half)
+    return table.assign(data_sets=by_choice.size()).sort_values('difference')
 
 @call_parse
 def main(
@@ -149,9 +142,8 @@ def main(
     torch.set_num_threads(threads)
     names = names.split() or list(CHOICES)
     tables = [run_all(Path(out), int(o), names, budget, images, base, CHOICES, imagenet) for o in seeds.split()]
-    table = compared(tables)
-    print(table.round(4).to_string())
+    long = pd.concat(dict(zip(seeds.split(), tables)), names=['data', 'choice']).round(4)
+    print(mean_difference(long).round(3).to_string())
     if json:
-        long = pd.concat(dict(zip(seeds.split(), tables)), names=['data', 'choice']).round(4).reset_index()
         settings = dict(budget=budget, images=images, base=base, weights='imagenet' if imagenet else 'none')
-        write_json(json, dict(settings=settings, rows=long.to_dict('records')))
+        write_json(json, dict(settings=settings, rows=long.reset_index().to_dict('records')))

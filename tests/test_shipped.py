@@ -24,10 +24,10 @@ def test_small_and_complete():
 def test_made_again(tmp_path):
     "The command that makes it, in miniature and into an empty folder: what it writes can be opened"
     tool = run_path(TOOL)
-    shared_names = tool['draw_file'].__globals__
-    shared_names['PER_FILE'] = 4
+    tool['draw_file'].__globals__['PER_FILE'] = 4   # fields in a file, in place of 128
     files = [tool['draw_file'](tmp_path, k) for k in range(2)]
     drawn = files[0].read_bytes()
+    files[0].unlink()
     assert tool['draw_file'](tmp_path, 0).read_bytes() == drawn
     model, hours = tool['train'](files, tmp_path, 2, 4, .003, 0, 0, 'cpu')
     tool['save'](model, tmp_path/'made', 0, dict(hours=hours))

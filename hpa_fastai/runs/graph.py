@@ -171,6 +171,8 @@ class BytesFirst(nn.Module):
     def forward(self, image): return self.graph(image.permute(0, 3, 1, 2).float())
 
 # %% ../../nbs/746_runs.graph.ipynb #45e25da5
+_no_onnx = "the package onnx is missing; pip install 'hpa_fastai[onnx]', or leave ONNX out (--no-onnx)"
+
 @contextmanager
 def _quiet():
     "Without what PyTorch says about its own ways to write ONNX"
@@ -196,7 +198,7 @@ def write_graph(
                               input_names=['image'], output_names=['probabilities'], dynamic_axes=axes)
     except (RuntimeError, ValueError) as e:
         if isinstance(e, DataError): raise
-        if not find_spec('onnx'): raise DataError('the package onnx is missing; pip install onnx onnxruntime') from None
+        if not find_spec('onnx'): raise DataError(_no_onnx) from None
         raise DataError(f'this network can\'t be written as ONNX ({e!s:.150}); leave it out (--no-onnx)') from None
     with open(file, 'wb') as f: f.write(out.getbuffer())
 
