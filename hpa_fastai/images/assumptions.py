@@ -155,8 +155,8 @@ def say_assumed(
         if info and info.names: called |= {c: info.names[k] for c, k in has.items()}
         slices.append(_slices_of(source, info))
         lacking = [c for c in CHANNELS if c not in has]
-        black = not needed & {*lacking} or not isinstance(source.files, dict)
-        if lacking: (samples.missing if black else refused)[i] = lacking
+        lost = isinstance(source.files, dict) and needed & {*lacking}
+        if lacking: (refused if lost else samples.missing)[i] = lacking
     named = {c: o for c, o in layout.names.items() if plain_name(o) != c and c not in channels}
     if named: samples.say(folder, 'by the names of files, ' + ', '.join(f'{c} is {o}' for c, o in named.items()))
     if called: samples.assumed.append('by the names of planes, ' + ', '.join(f'{c} is {o}' for c, o in called.items()))
