@@ -88,7 +88,9 @@ def _own_wheel(package, folder):
     if not package: package = tree if (tree/'setup.py').exists() else f'hpa_fastai=={__version__}'
     if Path(package).is_dir(): _pip('wheel', '--quiet', '--no-deps', '--wheel-dir', folder, Path(package).absolute())
     elif Path(package).is_file(): shutil.copy(package, folder)
-    else: return _download(package, folder)
+    else:
+        try: return _download(package, folder)
+        except UsageError as e: raise UsageError(f'{e}; --package takes a wheel or a folder with the source') from None
     return next(folder.glob('hpa_fastai-*.whl'))
 
 # %% ../nbs/940_cli_kaggle.ipynb #d2c28ce1
