@@ -119,6 +119,7 @@
 - `hpa_fastai.simulate.layout`: Where cells, nuclei, spindles and aggresomes lie in a simulated field
 - `hpa_fastai.simulate.optics`: From light to numbers: blur, photons, contrast, and two microscopes
 - `hpa_fastai.simulate.patterns`: Where the protein is: one small function per label; the six of the nucleus
+- `hpa_fastai.simulate.scans`: Blur, photons and files of composed images
 - `hpa_fastai.simulate.stains`: Microtubules, chromatin and endoplasmic reticulum: red, blue and yellow
 - `hpa_fastai.simulate.strokes`: Noise, points, strands and outlines: the strokes of simulated cells
 - `hpa_fastai.simulate.vesicles`: The last eight labels: Golgi apparatus, vesicles, droplets, blobs, rods and rings

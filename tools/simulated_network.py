@@ -9,7 +9,12 @@ training in a checkpoint, and the same seed gives the same batches whatever the 
 
 What fits drawn cells better is not better on real ones. With Muon (a rate of .02, 192,000 images) the loss after 250
 steps is 13.8 in place of 17.3, but the mean average precision on 54 real fields .41 at the end, where AdamW's two
-networks have .43 and .42; a third of the way through it was .45. Nor did a longer training, or a third network, help.
+networks have .43 and .44; a third of the way through it was .45. Nor did a longer training, or a third network, help.
+
+What helps is images that are nearer to real ones (photons that are counted, sharp markers), and styles that are mixed
+(`mix_styles`): after 208,000 images two networks, of seeds 2 and 3, have .48 and .49 on the fields. On 28 composites,
+which are brighter and clearer than anything that they had seen, they have .78 and .82, and the two before .80 and .86;
+so 3 images in 10 have less noise now.
 """
 import argparse, json, time
 from functools import partial
@@ -97,11 +102,24 @@ def loss_of(logits, y):
     some = -(y/n.clamp_min(1)*logits.log_softmax(1)).sum()/n.count_nonzero().clamp_min(1)
     return each + some
 
+def mix_styles(module, inputs, x, p=.5, alpha=.1):
+    """Give features the means and deviations of another image's in part (MixStyle, Zhou et al. 2021, arXiv:2104.02008)
+
+    Contrast, haze and noise are in these; so a network learns not to rely on how drawn cells have them."""
+    if not module.training or torch.rand(()) > p: return x
+    x = x.float()
+    std, mean = torch.std_mean(x.detach(), (2, 3), keepdim=True)
+    other, share = torch.randperm(len(x)), torch.distributions.Beta(alpha, alpha).sample((len(x), 1, 1, 1)).to(x)
+    styled = (x - mean)/(std + 1e-3)
+    return styled*(std.lerp(std[other], share) + 1e-3) + mean.lerp(mean[other], share)
+
 def train(files, work, steps, bs, lr, seed, workers, device):
     "The averaged network after so many steps, and the hours of training"
     torch.manual_seed(seed)
     model = rgby_model('resnet18', layers=[1, 1, 1, 1], channels=[32, 64, 128, 256], weights=None, dropout=.2,
                        image_norm='sqrt').to(device, memory_format=torch.channels_last)
+    body = model[0].model
+    for o in (body.maxpool, body.layer1, body.layer2): o.register_forward_hook(mix_styles)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(.998), use_buffers=True)
     opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=.03, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(opt, partial(rate, steps=steps))
