@@ -12,10 +12,10 @@ steps is 13.8 in place of 17.3, but the mean average precision on 54 real fields
 networks have .43 and .44; a third of the way through it was .45. Nor did a longer training, or a third network, help.
 
 Images that are nearer to real ones (photons that are counted, sharp markers), and styles that are mixed (`mix_styles`),
-are worth something: after 208,000 images two networks, of seeds 2 and 3, had .48 and .49 on the fields. On 28 composites,
-which are clearer than anything that they had seen, they had .78 and .82, where the two that ship have .80 and .86. With
-less noise in 3 images of 10, as now, and another 96,000 images, they have .47 and .47, and .84 and .86. With a network
-that ships, each stays within .46 to .49 on the fields.
+are worth something: after 208,000 images two networks, of seeds 2 and 3, had .48 and .49 on the fields. On 28
+composites, clearer than anything that they had seen, they had .78 and .82, where the two that ship have .80 and .86.
+With less noise in 3 images of 10, as now, and another 96,000 images, they have .47 and .47, and .84 and .86; beside one
+or both of those that ship, .45 to .47 on the fields.
 """
 import argparse, json, time
 from functools import partial
