@@ -1261,6 +1261,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'hpa_fastai/images/formats.py'),
                                            'hpa_fastai.images.formats._is_microscopes': ( 'images.formats.html#_is_microscopes',
                                                                                           'hpa_fastai/images/formats.py'),
+                                           'hpa_fastai.images.formats._mapped': ( 'images.formats.html#_mapped',
+                                                                                  'hpa_fastai/images/formats.py'),
                                            'hpa_fastai.images.formats._opaque': ( 'images.formats.html#_opaque',
                                                                                   'hpa_fastai/images/formats.py'),
                                            'hpa_fastai.images.formats._png_bits': ( 'images.formats.html#_png_bits',

@@ -31,9 +31,15 @@ try: from kornia_rs.io import read_image_png_u8   # several times faster than Pi
 except ImportError: read_image_png_u8 = None
 
 # %% ../../nbs/090_images.formats.ipynb #63012255
+def _mapped(path):
+    "The array of a `.npy` file; no pixels are read yet, and no more than there are"
+    for _ in range(3): # where several threads read headers, CPython 3.11 may count wrongly (python/cpython#106905)
+        with suppress(SystemError): return np.load(path, mmap_mode='r', allow_pickle=False)
+    return np.load(path, mmap_mode='r', allow_pickle=False)
+
 def _read_npy(path, pixels):
     "What a `.npy` file says, and its planes"
-    try: a = np.load(path, mmap_mode='r', allow_pickle=False)   # no pixels are read yet, and no more than there are
+    try: a = _mapped(path)
     except ValueError as e:
         if 'Python objects' not in str(e): raise
         raise DataError('holds Python objects, which could run code; save an array of numbers (allow_pickle=False)')
