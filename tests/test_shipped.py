@@ -35,6 +35,19 @@ def test_made_again(tmp_path):
     probs = predictor.predict_probs([np.full((160, 160, 4), 60, np.uint8)], um=.34)
     assert probs.shape == (1, 28)
 
+def test_mix_styles():
+    "Contents stay, means and deviations are another image's in part; nothing changes outside of training"
+    torch.manual_seed(0)
+    mix, x = run_path(TOOL)['mix_styles'], torch.randn(8, 3, 16, 16)*torch.rand(8, 3, 1, 1) + torch.randn(8, 3, 1, 1)
+    layer = torch.nn.Identity()
+    mixed = mix(layer, (), x, p=1, alpha=1)
+    def plain(a): return (a - a.mean((2, 3), keepdim=True))/a.std((2, 3), keepdim=True)
+    torch.testing.assert_close(plain(mixed), plain(x), atol=1e-3, rtol=1e-3)
+    means = x.mean((2, 3))
+    assert (mixed.mean((2, 3)) - means).abs().max() > .01
+    assert (mixed.mean((2, 3)) <= means.amax(0) + 1e-4).all() and (mixed.mean((2, 3)) >= means.amin(0) - 1e-4).all()
+    assert mix(layer.eval(), (), x, p=1) is x
+
 def test_real_fields(shared):
     "Ranking and first labels, with one view; the card's figures are those of four"
     folder = shared/'data/images/rgby_fields'

@@ -69,7 +69,7 @@ def _averaged(rng, light, photons):
 def _counted(rng, light, photons):
     "With the noise of about so many photons in the brightest parts"
     if rng.random() < .3: return _averaged(rng, light, 1.5*photons)
-    photons, seen = 3*photons, light
+    photons = 3*photons
     if rng.random() < .8: # scanned finer than the file is
         seen = cv2.GaussianBlur(_detected(rng, light, photons/2), (0, 0), rng.uniform(.4, .65))
     else: seen = _detected(rng, light, photons)
@@ -79,7 +79,7 @@ def _counted(rng, light, photons):
 
 # %% ../../nbs/883_simulate.scans.ipynb #99413be9
 def _stored(rng, light):
-    "In the numbers of a file: background, contrast, brightness, sometimes JPEG"
+    "In the numbers of a file: background, contrast, brightness"
     levels = ((light - np.float32(rng.uniform(0, .08))).clip(0, 4)*(4095/4)).astype(np.uint16)
     gain = rng.uniform(.25, 1.3) if rng.random() < .3 else np.exp(rng.uniform(*np.log([.12, .7])))
     curve = np.linspace(0, 4, 4096)**np.exp(rng.uniform(-.35, .45))*gain
