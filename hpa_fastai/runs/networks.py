@@ -61,10 +61,13 @@ def _of_images(rows, prepared):
     if max(counts) == 1: return rows
     return np.stack([o.mean(0) for o in np.split(rows, np.cumsum(counts)[:-1])])
 
+_at_once = 2*512**2 # pixels of all images that a processor works on at once
+
 @patch
 def _batches(self:Networks, prepared):
-    "Normalised batches of all tiles of prepared images, in order"
+    "Normalised batches of all tiles of prepared images, in order; small ones on a processor"
     tiles, bs = np.concatenate(prepared), max(self.bs, len(prepared))
+    if self.device.type == 'cpu': bs = min(bs, max(1, _at_once//self.size**2))
     for i in range(0, len(tiles), bs): yield self.normalise.batch_of(tiles[i:i+bs], self.device)
 
 def _noting(model, kept):
