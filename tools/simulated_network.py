@@ -16,7 +16,7 @@ and on 28 clear composites, and how often a true label is among the first three 
     80,000               9, 10        .43, .45      .76, .76      .72, .66
     208,000              2, 3         .50, .48      .74, .76      .80, .80
     304,000              4, 5         .47, .46      .76, .76      .89, .84
-    those that ship      4, 5, 9      .48           .82           .89
+    those that ship      4, 5, 9      .48           .81           .89
 
 What fits drawn cells better is not always better on real ones. With Muon (a rate of .02, 192,000 images) the loss after
 250 steps is 13.8 in place of 17.3, but the mean average precision on the fields was .41 at the end, where AdamW's

@@ -84,8 +84,7 @@ def heat_of_label(
     net, k = _networks(predictor), list(predictor.labels).index(label)
     tiles, heat, sure = net.prepare(img, um), [], [1.]
     if len(tiles) > 1: sure = net._ask([o[None] for o in tiles], 1)[..., k].mean(1)
-    for i in range(0, len(tiles), net.bs):
-        x = net.normalise.batch_of(tiles[i:i + net.bs], net.device)
+    for x in net._batches([tiles]):
         try: heat.append(np.mean([grad_cam(m, x, k) for m in net.models], 0))
         except (DataError, TypeError):
             raise DataError('no heat map: this network has no feature map that shows places') from None
