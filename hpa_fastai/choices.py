@@ -101,6 +101,7 @@ def either(
         return o
     return Annotated[Any, AfterValidator(check), f'{a.__metadata__[-1]}, or {b.__metadata__[-1]}']
 
+# %% ../nbs/040_choices.ipynb #c8c23069
 @cache
 def pairs_of(
     keys, # The kind of each key

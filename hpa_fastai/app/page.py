@@ -44,18 +44,6 @@ def as_options(
     return {k: v for k, v in given.items() if v}
 
 # %% ../../nbs/957_app.page.ipynb #8a74d42f
-STAINS = [('red: microtubules', 'red'), ('green: the protein', 'green'), ('blue: nucleus', 'blue'),
-          ('yellow: ER', 'yellow')]
-PARTS = 'message held samples notes picture labels near'.split()   # of a `View`, each a component of the same name
-
-# A press on a sample tells its number, and a screen reader hears a button
-_press = """element.addEventListener('click', e => { const o = e.target.closest('[data-sample]');
-if (o) trigger('click', {sample: Number(o.dataset.sample)}) })"""
-
-# On a telephone the answer is below the question: go there
-_to_answer = """() => { if (innerWidth < 700 && document.querySelector('#message .error, #samples .hpa'))
-document.querySelector('#answer').scrollIntoView({behavior: 'smooth'}) }"""
-
 class _Page:
     "Gradio's components, and what happens when they are used"
     def __init__(self, gr, predictor, network):
@@ -68,51 +56,64 @@ class _Page:
                 with gr.Column(scale=5, min_width=320, elem_id='answer'): self._answer()
             self._connect()
 
-    def _ask(self):
-        "The left column"
-        gr = self.gr
-        self.files = gr.File(label='Images', file_count='multiple', height=160, elem_id='files')
-        self.held = gr.HTML(elem_id='held', elem_classes='part')
-        gr.HTML('<p class="hpa legend">No image at hand? Draw simulated cells with their protein in</p>',
-                elem_classes='part')
-        with gr.Row():
-            self.example = gr.Dropdown([ANY, *pattern_names()], value=ANY, label='label to draw', show_label=False,
-                                       container=False, scale=3, min_width=140, elem_id='example')
-            self.draw = gr.Button('Draw', scale=1, min_width=80, size='md', elem_id='draw')
-        with gr.Accordion('How the files are read', open=False, elem_id='how'):
-            self.channels = gr.Textbox(label='channels: which name is which stain',
-                                       placeholder='red=Cy5, green=FITC, blue=DAPI, yellow=none')
-            self.um = gr.Number(label='um: µm per pixel', value=None, minimum=0)
-            self.bits = gr.Number(label='bits that 16-bit files use', value=None, precision=0, minimum=0)
-            self.intensity = gr.Dropdown(list(INTENSITIES), value=INTENSITIES[0], label='intensity: what becomes white')
-            self.again = gr.Button('Label again')
-        gr.HTML(limits_html(MOST_FILES, MOST_MB, KINDS), elem_classes='part')
-        self.leave = gr.Button('Delete my files now', size='sm', visible=False, elem_id='leave')
+# %% ../../nbs/957_app.page.ipynb #f1df750d
+@patch
+def _ask(self:_Page):
+    "The left column"
+    gr = self.gr
+    self.files = gr.File(label='Images', file_count='multiple', height=160, elem_id='files')
+    self.held = gr.HTML(elem_id='held', elem_classes='part')
+    gr.HTML('<p class="hpa legend">No image at hand? Draw simulated cells with their protein in</p>',
+            elem_classes='part')
+    with gr.Row():
+        self.example = gr.Dropdown([ANY, *pattern_names()], value=ANY, label='label to draw', show_label=False,
+                                   container=False, scale=3, min_width=140, elem_id='example')
+        self.draw = gr.Button('Draw', scale=1, min_width=80, size='md', elem_id='draw')
+    with gr.Accordion('How the files are read', open=False, elem_id='how'):
+        self.channels = gr.Textbox(label='channels: which name is which stain',
+                                   placeholder='red=Cy5, green=FITC, blue=DAPI, yellow=none')
+        self.um = gr.Number(label='um: µm per pixel', value=None, minimum=0)
+        self.bits = gr.Number(label='bits that 16-bit files use', value=None, precision=0, minimum=0)
+        self.intensity = gr.Dropdown(list(INTENSITIES), value=INTENSITIES[0], label='intensity: what becomes white')
+        self.again = gr.Button('Label again')
+    gr.HTML(limits_html(MOST_FILES, MOST_MB, KINDS), elem_classes='part')
+    self.leave = gr.Button('Delete my files now', size='sm', visible=False, elem_id='leave')
 
-    def _answer(self):
-        "The right column"
-        gr = self.gr
-        self.message = gr.HTML(welcome_html(), elem_id='message', elem_classes='part')
-        self.samples = gr.HTML(js_on_load=_press, elem_id='samples', elem_classes='part')
-        with gr.Column(visible=False, elem_id='shown') as self.shown:
-            self.notes = gr.HTML(elem_id='notes', elem_classes='part')
-            with gr.Row(elem_id='look'):
-                with gr.Column(min_width=300): self._picture()
-                with gr.Column(min_width=300):
-                    self.labels = gr.HTML(elem_id='labels', elem_classes='part')
-                    self.table = gr.DownloadButton('Download the table (CSV)', elem_id='download')
-            self.near = gr.HTML(elem_id='near', elem_classes='part')
+# %% ../../nbs/957_app.page.ipynb #d8a44220
+STAINS = [('red: microtubules', 'red'), ('green: the protein', 'green'), ('blue: nucleus', 'blue'),
+          ('yellow: ER', 'yellow')]
 
-    def _picture(self):
-        "The picture, and how it is drawn"
-        gr = self.gr
-        self.picture = gr.Image(show_label=False, interactive=False, buttons=['download', 'fullscreen'], format='jpeg',
-                                elem_id='picture')
-        self.stains = gr.CheckboxGroup(STAINS, value=list(CHANNELS), label='Stains', elem_id='stains')
-        self.contrast = gr.Slider(.25, 5, value=1, step=.25, label='Contrast', elem_id='contrast')
-        self.heat = gr.Dropdown([NO_HEAT], value=NO_HEAT, label='Where does the network see …', elem_id='heat')
+_press = """element.addEventListener('click', e => { const o = e.target.closest('[data-sample]');
+if (o) trigger('click', {sample: Number(o.dataset.sample)}) })"""
+
+@patch
+def _answer(self:_Page):
+    "The right column"
+    gr = self.gr
+    self.message = gr.HTML(welcome_html(), elem_id='message', elem_classes='part')
+    self.samples = gr.HTML(js_on_load=_press, elem_id='samples', elem_classes='part')
+    with gr.Column(visible=False, elem_id='shown') as self.shown:
+        self.notes = gr.HTML(elem_id='notes', elem_classes='part')
+        with gr.Row(elem_id='look'):
+            with gr.Column(min_width=300): self._picture()
+            with gr.Column(min_width=300):
+                self.labels = gr.HTML(elem_id='labels', elem_classes='part')
+                self.table = gr.DownloadButton('Download the table (CSV)', elem_id='download')
+        self.near = gr.HTML(elem_id='near', elem_classes='part')
+
+@patch
+def _picture(self:_Page):
+    "The picture, and how it is drawn"
+    gr = self.gr
+    self.picture = gr.Image(show_label=False, interactive=False, buttons=['download', 'fullscreen'], format='jpeg',
+                            elem_id='picture')
+    self.stains = gr.CheckboxGroup(STAINS, value=list(CHANNELS), label='Stains', elem_id='stains')
+    self.contrast = gr.Slider(.25, 5, value=1, step=.25, label='Contrast', elem_id='contrast')
+    self.heat = gr.Dropdown([NO_HEAT], value=NO_HEAT, label='Where does the network see …', elem_id='heat')
 
 # %% ../../nbs/957_app.page.ipynb #4764003e
+PARTS = 'message held samples notes picture labels near'.split()   # of a `View`, each a component of the same name
+
 @patch
 def _outputs(self:_Page):
     "The components that a view may change"
@@ -132,6 +133,9 @@ def _shown_as(self:_Page, view):
             gr.skip() if view.held is None else gr.update(visible=bool(view.held)), None]
 
 # %% ../../nbs/957_app.page.ipynb #c728dcc6
+_to_answer = """() => { if (innerWidth < 700 && document.querySelector('#message .error, #samples .hpa'))
+document.querySelector('#answer').scrollIntoView({behavior: 'smooth'}) }"""
+
 @patch
 def _connect(self:_Page):
     "Say which use of which component does what"
