@@ -22,10 +22,10 @@ By default all networks stay as they are, and on what they see a linear layer is
                      trained     .22 (.20 to .30)   .28 (.22 to .36)   .25 (.21 to .33)   .25 (.21 to .33)
     ImageNet, then   probe       .23 (.20 to .30)   .24 (.19 to .32)   .27 (.24 to .35)   .30 (.26 to .36)
      simulated       trained     .30 (.28 to .36)   .28 (.23 to .34)   .31 (.27 to .39)   .32 (.28 to .38)
-    simulated cells  probe       .26 (.22 to .32)   .29 (.25 to .35)   .34 (.30 to .42)   .37 (.31 to .46)
-                     head        .44 (.39 to .55)   the same, since nothing is learnt
-                     refitted    .44 (.39 to .54)   .44 (.38 to .54)   .44 (.38 to .54)   .43 (.38 to .53)
-                     trained     .43 (.37 to .52)   .39 (.35 to .50)   .40 (.32 to .49)   .42 (.35 to .53)
+    simulated cells  probe       .26 (.21 to .33)   .30 (.25 to .37)   .35 (.30 to .43)   .37 (.31 to .45)
+                     head        .49 (.43 to .61)   the same, since nothing is learnt
+                     refitted    .49 (.43 to .61)   .49 (.43 to .60)   .49 (.43 to .61)   .49 (.43 to .61)
+                     trained     .47 (.39 to .58)   .43 (.35 to .54)   .43 (.34 to .54)   .47 (.38 to .59)
 So a start from simulated cells is better than scratch and than ImageNet, whatever is trained and with any number of
 fields (with a probe on 6 fields, only by less than the intervals). Its head, as it comes, ranks labels best; up to 43
 fields of one's own teach thresholds and no more, and to train the whole network on a few of them loses some of what it

@@ -68,5 +68,5 @@ def test_real_fields(shared):
     images = [open_rgby(samples[o]) for o in df.Id]
     probs = np.concatenate([predictor.predict_probs(images[i:i+9], n=1, um=.32) for i in range(0, len(images), 9)])
     first = np.take_along_axis(y, np.argsort(-probs, 1), 1)
-    assert average_precision_per_class(probs, y)[y.sum(0) >= 3].mean() > .42
+    assert average_precision_per_class(probs, y)[y.sum(0) >= 3].mean() > .44
     assert first[:, 0].mean() > .40 and first[:, :3].any(1).mean() > .72

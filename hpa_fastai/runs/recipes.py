@@ -196,11 +196,9 @@ def save(self:Recipe,
     with whole_file(path) as tmp: tmp.write_text(self.to_yaml(), encoding='utf-8')
 
 # %% ../../nbs/700_runs.recipes.ipynb #907bfa15
-_of_last_phase = 'epochs', 'lr'
-
 def _dotted(key, n_phases):
     "The keys and numbers of a dotted name; `epochs` and `lr` are those of the last phase"
-    return (f'phases.{n_phases - 1}.{key}' if key in _of_last_phase else key).split('.')
+    return (f'phases.{n_phases - 1}.{key}' if key in ('epochs', 'lr') else key).split('.')
 
 def _key(d, key, where, name, new=False):
     "The key of a dictionary, which may be `new`, or the number of an item of a list"
@@ -227,8 +225,6 @@ def override(self:Recipe,
     for key, value in choices.items():
         if value is None: continue
         *path, last = _dotted(key, len(self.phases))
-        if not path and last not in d:
-            raise DataError(f'{where}: unknown key {key!r:.80}; did you mean {nearest_name(key, [*d, *_of_last_phase])!r}?')
         o = _inside(d, path, where)
         if isinstance(value, str): value = read_yaml(value, f'{where}, {key}')
         o[_key(o, last, where, key, new=True)] = value

@@ -120,18 +120,21 @@ def microtubule_stain(layout:CellLayout) -> np.ndarray:
 # %% ../../nbs/850_simulate.cytoplasm.ipynb #8272fc67
 @pattern('Mitochondria')
 def mitochondria(layout:CellLayout) -> np.ndarray:
-    "Worms along red, dense round the nucleus, thinning towards the edge"
+    "Worms or grains along red, crowded round the nucleus or on one side of it, thinning towards the edge"
     rng = layout.rng
-    many, where = rng.uniform(50, 220), layout.room*layout.near_nucleus(rng.uniform(3, 14))
+    where = layout.room*layout.near_nucleus(np.exp(rng.uniform(*np.log([2.5, 14]))))
+    if rng.random() < .5: where = where*np.maximum(1 + rng.uniform(.4, 1.6)*layout.clouds(rng.uniform(3, 12)), 0)
+    mean_length = np.exp(rng.uniform(*np.log([1, 5])))
+    many = min(np.exp(rng.uniform(*np.log([120, 900])))/mean_length, 500) # in each cell
     start = layout.scatter(layout.per_cell(many, where))
     n, from_centre = len(start), start - layout.mtoc[layout.row(start)]
     outwards = np.arctan2(from_centre[:, 1], from_centre[:, 0])
     heading = outwards + rng.normal(0, rng.uniform(.5, 2.5), n)
-    length, wiggle = rng.gamma(3, rng.uniform(.5, 1.7), n), rng.uniform(.35, .7)
+    length, wiggle = rng.gamma(3, mean_length/3, n), rng.uniform(.35, .7)
     points, exist = layout.grow(start, heading, length, wiggle, wall=layout.wall, step=.4)
-    worms = layout.lines(points, exist, rng.lognormal(0, .3, n))
-    worms = normalise_bright(layout.blur(worms, rng.uniform(.1, .17)))
-    return worms*(layout.room + .3*layout.nucleus) + layout.haze(.2)
+    worms = layout.blur(layout.lines(points, exist, rng.lognormal(0, .3, n)), rng.uniform(.1, .22))
+    unsharp = rng.random()*layout.blur(worms, rng.uniform(.5, 1.5)) # those above and below the focus
+    return normalise_bright(worms + unsharp)*(layout.room + .3*layout.nucleus) + layout.haze(.2)
 
 # %% ../../nbs/850_simulate.cytoplasm.ipynb #08862e9c
 @pattern('Focal adhesion sites', line='spread')
