@@ -213,8 +213,8 @@ CARD = """# The networks that ship with hpa_fastai
 {number} small residual networks ({million:.1f} million parameters each) that name the places in the cell, of 28, in
 which a protein is seen, from images of four stains. They have learnt from **simulated cells alone**, composed from
 drawn fields. No real image and no other network's weights were used in training. Real images, of the Human Protein
-Atlas (proteinatlas.org, CC BY-SA), chose them among several that had learnt for different lengths of time, chose their
-thresholds, and measured them. So expect a little less on yours.
+Atlas (proteinatlas.org, CC BY-SA), chose among ways to draw cells, sizes of networks and lengths of training, chose
+the thresholds, and measured them. So expect a little less on yours.
 
 | network | made by | drawn fields | images | hours on one core |
 |---|---|---|---|---|
